@@ -1,0 +1,1 @@
+"""Live segmentation of magnetic skyrmions in Kerr microscopy."""

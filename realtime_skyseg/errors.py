@@ -1,0 +1,64 @@
+"""Every exception the product raises, in one tree.
+
+    SkysegError                 exit status 1
+    ├── SettingsError           2  a wrong key, value, path or option
+    │   └── MissingExtraError   2  a package that an optional extra installs is absent
+    ├── CameraError             1  the camera broke off
+    │   └── RecordingError      1  a recording is empty, truncated, or changes its frame size
+    ├── FrameError              1  an image that cannot be segmented
+    ├── ModelError              1  a model file is broken or of another kind
+    │   └── ParityError         1  an engine disagrees with torch float32
+    ├── RunFileError            1  a run file cannot be written or read
+    ├── StreamError             1  the stream cannot be opened, or a message is malformed
+    └── ConservationError       1  the counters of a run do not balance
+
+A message is one sentence that names the key or file, the value, and what is allowed.
+"""
+
+
+class SkysegError(Exception):
+    """Base of all errors of this package; `exit_status` is what the command line returns for it."""
+
+    exit_status = 1
+
+
+class SettingsError(SkysegError):
+    """The settings or the command are wrong; nothing was recorded."""
+
+    exit_status = 2
+
+
+class MissingExtraError(SettingsError):
+    """An optional package is not installed; the message names the pip command."""
+
+
+class CameraError(SkysegError):
+    """The camera stopped delivering frames because of a fault."""
+
+
+class RecordingError(CameraError):
+    """A recording cannot be replayed (any further); the message names the file and the frame."""
+
+
+class FrameError(SkysegError):
+    """An image has a shape or dtype that cannot be segmented."""
+
+
+class ModelError(SkysegError):
+    """A model cannot be loaded or run."""
+
+
+class ParityError(ModelError):
+    """An engine's masks agree too little with those of torch float32."""
+
+
+class RunFileError(SkysegError):
+    """A run file cannot be written or read."""
+
+
+class StreamError(SkysegError):
+    """The stream cannot be bound or joined, or a message does not follow `skyseg-1`."""
+
+
+class ConservationError(SkysegError):
+    """received = analysed + not analysed, or received = written + not written, does not hold."""

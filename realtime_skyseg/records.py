@@ -1,0 +1,136 @@
+"""What is passed from stage to stage: frames, masks, objects, results."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: An image as a camera gives it: (height, width), uint8, uint16 or float32, native byte order.
+Image = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
+
+#: Class per pixel: (height, width), uint8, values of `Class`.
+Mask = NDArray[np.uint8]
+
+#: One row per object, dtype `OBJECT_DTYPE`.
+Objects = NDArray[np.void]
+
+
+class Class(IntEnum):
+    """The class of a pixel in a mask."""
+
+    BACKGROUND = 0
+    SKYRMION = 1
+    DEFECT = 2
+    OUTSIDE = 3  # outside the magnetic material
+    EDGE = 4  # edge of the sample
+
+
+#: The value of a mask's pixels in a run file where a frame was not analysed.
+NOT_ANALYSED = 255
+
+
+class Kind(IntEnum):
+    """The kind of an object."""
+
+    SKYRMION = 0  # compact
+    STRIPE = 1  # elongated
+
+
+#: One object. Lengths in px; x runs along columns, y along rows; the centre of the first pixel is (0, 0).
+OBJECT_DTYPE = np.dtype(
+    [
+        ("x", "<f4"),  # centroid
+        ("y", "<f4"),
+        ("area", "<u4"),  # px^2
+        ("left", "<u2"),  # bounding box: first column, first row, width, height
+        ("top", "<u2"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("diameter", "<f4"),  # of the disc of equal area
+        ("elongation", "<f4"),  # major axis / minor axis of the ellipse of equal second moments
+        ("kind", "u1"),  # a value of `Kind`
+        ("border", "u1"),  # 1 where the object touches the image's border
+    ]
+)
+
+
+@dataclass(slots=True)
+class Frame:
+    """One camera image and when it was taken.
+
+    `image` belongs to the receiver: a driver never writes to it after handing it over.
+    A driver sets `image`, `number`, `camera_ns` and `field_mT`; the pipeline sets `index` and `received_ns`.
+    """
+
+    image: Image
+    number: int  # the camera's own numbering; a gap is a frame the camera lost
+    camera_ns: int = -1  # the camera's time stamp on the clock that `Camera.clock` names; -1: it gives none
+    field_mT: float = float("nan")  # the applied field, where the source of frames knows it
+    index: int = -1  # position in the run, counted from 0 as received
+    received_ns: int = 0  # time.time_ns() at the hand-over
+    handed_ns: int = 0  # time.perf_counter_ns() at the hand-over; latencies are measured from here
+
+
+@dataclass(slots=True)
+class Segmentation:
+    """What is found in one image."""
+
+    mask: Mask
+    objects: Objects
+    count: int  # skyrmions: objects of kind SKYRMION
+    stripes: int  # objects of kind STRIPE
+    area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE)
+
+
+@dataclass(slots=True)
+class Result:
+    """The segmentation of one frame of a run, and when it was ready."""
+
+    frame: Frame
+    segmentation: Segmentation
+    segmented_ns: int = 0  # time.time_ns() after `measure`
+    published_ns: int = 0  # time.time_ns() after `publish`; 0: not published
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that happened during a run: kept in the file, sent in the stream."""
+
+    time_ns: int  # time.time_ns()
+    kind: str  # for example "camera_lost", "fault", "stopped"
+    message: str
+    frame: int = -1  # index of the frame it belongs to; -1: none
+
+
+@dataclass(slots=True)
+class Counters:
+    """How many frames went where. The conservation law holds for these at the end of a run."""
+
+    received: int = 0
+    analysed: int = 0
+    written: int = 0
+    not_analysed: dict[str, int] = field(default_factory=dict)
+    not_written: dict[str, int] = field(default_factory=dict)
+    camera_lost: int = 0  # gaps in the camera's own numbering: frames that never were received
+
+    def imbalance(self) -> str | None:
+        """Say which side of the conservation law does not hold, or None."""
+        analysed = self.analysed + sum(self.not_analysed.values())
+        written = self.written + sum(self.not_written.values())
+        if self.received != analysed:
+            return f"received {self.received} frames but accounted for {analysed} in analysis"
+        if self.received != written:
+            return f"received {self.received} frames but accounted for {written} in recording"
+        return None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "received": self.received,
+            "analysed": self.analysed,
+            "written": self.written,
+            "not_analysed": dict(self.not_analysed),
+            "not_written": dict(self.not_written),
+            "camera_lost": self.camera_lost,
+        }
