@@ -1,1 +1,35 @@
-"""Live segmentation of magnetic skyrmions in Kerr microscopy."""
+"""Live segmentation of magnetic skyrmions in Kerr microscopy.
+
+>>> import realtime_skyseg as sky
+>>> segmentation = sky.Segmenter.load("compact")(image)      # doctest: +SKIP
+>>> run = sky.open_run("runs/my-run.h5")                     # doctest: +SKIP
+>>> stream = sky.Subscriber("tcp://127.0.0.1:5555")          # doctest: +SKIP
+>>> sky.Service(sky.load_config("run.yaml")).run()           # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realtime_skyseg.config import load_config
+    from realtime_skyseg.segmenter import Segmenter
+    from realtime_skyseg.service import Service
+    from realtime_skyseg.storage import open_run
+    from realtime_skyseg.streaming import Subscriber
+
+__all__ = ["Segmenter", "Service", "Subscriber", "load_config", "open_run"]
+
+_PLACES = {
+    "Segmenter": "realtime_skyseg.segmenter",
+    "Service": "realtime_skyseg.service",
+    "Subscriber": "realtime_skyseg.streaming",
+    "load_config": "realtime_skyseg.config",
+    "open_run": "realtime_skyseg.storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `import realtime_skyseg` itself stays free of OpenCV, HDF5 and ZeroMQ.
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """What a camera and a field source must offer, and how they are found by name.
 
-A driver is a class under the entry point group `realtime_skyseg.cameras` (or `realtime_skyseg.fields`). A lab adds its own in
-its own package:
+A driver is a class under the entry point group `realtime_skyseg.cameras` (or `realtime_skyseg.fields`). A lab adds
+its own in its own package:
 
     [project.entry-points."realtime_skyseg.cameras"]
     my_camera = "my_package.my_module:MyCamera"
@@ -13,6 +13,7 @@ driver's `Settings`.
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from realtime_skyseg.errors import MissingExtraError, SettingsError
@@ -25,7 +26,7 @@ class DriverSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CameraEnded(Exception):
+class CameraEnded(Exception):  # noqa: N818  no error
     """The camera has no more frames: the regular end of a recording, no fault."""
 
 
@@ -40,6 +41,10 @@ class Camera(Protocol):
 
     #: True: frames wait for the reader (a recording), so a full queue slows it down and loses nothing.
     waits: bool
+    #: (height, width) of the frames.
+    shape: tuple[int, int]
+    #: Pixel type of the frames: uint8, uint16 or float32.
+    dtype: np.dtype[Any]
     #: Frames per second that the source aims at; None where it is not known.
     rate_hz: float | None
     #: Name of the clock behind `Frame.camera_ns`.
@@ -80,7 +85,8 @@ def drivers(kind: str) -> list[str]:
 
 def driver(kind: str, name: str) -> Any:
     """The driver class behind a name. Raises `SettingsError` for an unknown one, `MissingExtraError` when its
-    packages are absent."""
+    packages are absent.
+    """
     for entry in entry_points(group=f"realtime_skyseg.{kind}"):
         if entry.name == name:
             try:
@@ -90,4 +96,6 @@ def driver(kind: str, name: str) -> Any:
                     f"driver '{name}' needs the package '{error.name}', which is not installed: "
                     f"pip install 'realtime_skyseg[{entry.extras[0] if entry.extras else name}]'"
                 ) from error
-    raise SettingsError(f"driver: '{name}' is not among the installed {kind}; allowed: {', '.join(drivers(kind)) or 'none'}")
+    raise SettingsError(
+        f"driver: '{name}' is not among the installed {kind}; allowed: {', '.join(drivers(kind)) or 'none'}"
+    )

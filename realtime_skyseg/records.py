@@ -27,6 +27,17 @@ class Class(IntEnum):
     EDGE = 4  # edge of the sample
 
 
+class Skipped(IntEnum):
+    """Why a frame was not analysed."""
+
+    NOT_SKIPPED = 0
+    SUPERSEDED = 1  # policy `latest`: a newer frame came before this one's turn
+    QUEUE_FULL = 2  # policy `every`: a live camera was faster than the analysis
+    FAILED = 3  # the analysis of this frame raised an error
+    CHANGED_SIZE = 4  # not of the size or pixel type that the run began with
+    PENDING = 255  # the file ended before it was known
+
+
 #: The value of a mask's pixels in a run file where a frame was not analysed.
 NOT_ANALYSED = 255
 
@@ -61,7 +72,7 @@ class Frame:
     """One camera image and when it was taken.
 
     `image` belongs to the receiver: a driver never writes to it after handing it over.
-    A driver sets `image`, `number`, `camera_ns` and `field_mT`; the pipeline sets `index` and `received_ns`.
+    A driver sets `image`, `number`, `camera_ns` and `field_mT`; the pipeline sets the rest.
     """
 
     image: Image
@@ -69,6 +80,7 @@ class Frame:
     camera_ns: int = -1  # the camera's time stamp on the clock that `Camera.clock` names; -1: it gives none
     field_mT: float = float("nan")  # the applied field, where the source of frames knows it
     index: int = -1  # position in the run, counted from 0 as received
+    camera_lost: int = 0  # frames that the camera lost right before this one, from its numbering
     received_ns: int = 0  # time.time_ns() at the hand-over
     handed_ns: int = 0  # time.perf_counter_ns() at the hand-over; latencies are measured from here
 
@@ -126,6 +138,7 @@ class Counters:
         return None
 
     def as_dict(self) -> dict[str, Any]:
+        """As in the stream, the file and the summary."""
         return {
             "received": self.received,
             "analysed": self.analysed,

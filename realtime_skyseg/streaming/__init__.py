@@ -1,0 +1,29 @@
+"""Masks and counts over ZeroMQ: the messages of schema `skyseg-1`, a publisher and a client."""
+
+from realtime_skyseg.streaming.messages import (
+    SCHEMA,
+    CountsMessage,
+    EventMessage,
+    HeaderMessage,
+    HeartbeatMessage,
+    ImageMessage,
+    Message,
+    SeriesEndMessage,
+    decode,
+)
+from realtime_skyseg.streaming.publisher import Publisher
+from realtime_skyseg.streaming.subscriber import Subscriber
+
+__all__ = [
+    "SCHEMA",
+    "CountsMessage",
+    "EventMessage",
+    "HeaderMessage",
+    "HeartbeatMessage",
+    "ImageMessage",
+    "Message",
+    "Publisher",
+    "SeriesEndMessage",
+    "Subscriber",
+    "decode",
+]

@@ -1,0 +1,327 @@
+"""The settings: one YAML file, one tree, unknown keys refused.
+
+Units stand in the names (`rate_hz`, `flush_s`, `field_mT`). Relative paths are relative to the working directory.
+`python -m realtime_skyseg.config` prints the JSON Schema for editors (kept in `configs/skyseg.schema.json`).
+"""
+
+import difflib
+import ipaddress
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from realtime_skyseg import devices
+from realtime_skyseg.devices import Camera, DriverSettings
+from realtime_skyseg.errors import SettingsError
+
+
+class Section(BaseModel):
+    """Base of every part of the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class CameraSettings(Section):
+    """Where frames come from. `driver` names the camera; every other key belongs to that driver."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    driver: str
+    """Name of an installed camera driver, for example `replay`."""
+
+    _settings: DriverSettings = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _check_driver(self) -> Self:
+        settings = devices.driver("cameras", self.driver).Settings
+        try:
+            self._settings = settings.model_validate(self.model_extra or {})
+        except ValidationError as error:
+            raise SettingsError(_sentence(error, settings, prefix="camera")) from None
+        return self
+
+    def open(self) -> Camera:
+        """Open the camera."""
+        return cast(Camera, devices.driver("cameras", self.driver)(self._settings))
+
+
+class AnalysisSettings(Section):
+    """How frames become masks."""
+
+    model: str = "compact"
+    """A shipped model (`skyseg models`) or the path of a .safetensors file."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """`auto`: torch on a CUDA GPU, else OpenVINO, else torch on the CPU."""
+    policy: Literal["latest", "every"] = "latest"
+    """`latest`: the newest frame is analysed, older ones that wait are skipped, counted. `every`: none is skipped."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """CPU threads of the engine; absent: one per core."""
+    queue_frames: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Policy `every`: frames that may wait for analysis. Then a recording waits, a live camera's frame is skipped."""
+
+
+class MeasureSettings(Section):
+    """What counts as an object."""
+
+    min_area_px: Annotated[int, Field(ge=1)] = 10
+    """Smaller objects are ignored."""
+    stripe_slenderness: Annotated[float, Field(gt=1)] = 3.0
+    """An object of at least this many times the area of the largest disc inside it is a stripe, not a skyrmion."""
+    pixel_size_um: Annotated[float, Field(gt=0)] | None = None
+    """Side of a pixel on the sample, stored with the run."""
+
+
+class StreamSettings(Section):
+    """The ZeroMQ stream of masks and counts."""
+
+    enabled: bool = True
+    """False: nothing is published."""
+    address: str = "tcp://127.0.0.1:5555"
+    """Where to bind; port 0 takes a free one. Others than this machine are refused without `insecure: true`."""
+    insecure: bool = False
+    """True: bind an address that others can reach, unencrypted and without access control."""
+    queue_messages: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Messages kept for each slow subscriber; what does not fit is lost to it and counted."""
+    heartbeat_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Longest time between two heartbeats."""
+    wait_for_subscribers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Start the camera once this many subscriptions were seen."""
+    wait_s: Annotated[float, Field(gt=0)] = 30.0
+    """Give up waiting for subscribers after this time."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if parts.scheme != "tcp" or not parts.hostname or port is None:
+            raise ValueError("should be tcp://HOST:PORT, for example tcp://127.0.0.1:5555")
+        return address
+
+    @model_validator(mode="after")
+    def _check_open(self) -> Self:
+        if not self.insecure and not is_loopback(self.address):
+            raise ValueError(
+                f"address '{self.address}' can be reached from other machines; "
+                "allowed: tcp://127.0.0.1:PORT, or set insecure: true"
+            )
+        return self
+
+
+class RecordSettings(Section):
+    """The run file. Every raw frame is saved."""
+
+    folder: Path = Path("runs")
+    """Folder of the run file; made if absent."""
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")] = "{time}"
+    """Name of the run file without suffix; `{time}` becomes the start time. No existing file is overwritten."""
+    queue_frames: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Frames that may wait for the disk. A recording then waits; a live camera's frame is lost and counted."""
+    flush_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Longest time that a written frame may be missing from the disk after a power cut."""
+    title: str = ""
+    """What this run is."""
+    sample: str = ""
+    """Name of the sample."""
+    operator: str = ""
+    """Who measured."""
+
+
+class Config(Section):
+    """Everything that `skyseg run` needs to know."""
+
+    camera: CameraSettings
+    analysis: AnalysisSettings = AnalysisSettings()
+    measure: MeasureSettings = MeasureSettings()
+    stream: StreamSettings = Field(default_factory=StreamSettings)
+    record: RecordSettings = RecordSettings()
+
+    def to_yaml(self) -> str:
+        """The full settings as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+#: What `skyseg demo` runs; `configs/demo.yaml` says the same.
+DEMO: dict[str, Any] = {
+    "camera": {"driver": "replay", "path": "bundled"},
+    "analysis": {"policy": "every"},
+    "record": {"name": "demo-{time}", "title": "demo on the bundled synthetic recording"},
+}
+
+
+class TrainingSettings(Section):
+    """What `skyseg train` needs to know."""
+
+    images: Path
+    """Folder of images."""
+    labels: Path
+    """Folder of label pictures of the same names."""
+    table: Path
+    """CSV with the columns image, source_id, fold."""
+    train_folds: Annotated[list[int], Field(min_length=1)]
+    """Folds to learn from."""
+    validate_folds: Annotated[list[int], Field(min_length=1)]
+    """Folds to score on; never among `train_folds`."""
+    out: Path
+    """The model file to write."""
+    steps: Annotated[int, Field(ge=1)] = 6000
+    """Optimiser steps."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Crops per step."""
+    crop_px: Annotated[int, Field(ge=64, multiple_of=32)] = 192
+    """Side of a crop."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak of the schedule."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Of the moving average of the weights."""
+    validate_every: Annotated[int, Field(ge=1)] = 1000
+    """Steps between two scores on the validation folds."""
+    seed: int = 0
+    """Of weights, sampling and augmentation."""
+    unshuffle: Literal[1, 2, 4] = 2
+    """The network works on 1/unshuffle of the image's grid."""
+    filters: Annotated[int, Field(ge=4, le=128)] = 16
+    """Channels of the first level."""
+    depth: Annotated[int, Field(ge=1, le=5)] = 3
+    """Levels above the lowest."""
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
+        both = set(self.train_folds) & set(self.validate_folds)
+        if both:
+            raise ValueError(
+                f"validate_folds has fold {sorted(both)[0]}, which is among train_folds; allowed: folds not trained on"
+            )
+        return self
+
+
+AnySettings = TypeVar("AnySettings", Config, TrainingSettings)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read and validate the YAML settings of a run.
+
+    Args:
+        path: the YAML file.
+        overrides: "key.subkey=value" texts that replace values of the file; values are YAML.
+
+    Raises:
+        SettingsError: one sentence that names the key, the value and what is allowed.
+    """
+    return validate(read_yaml(path), overrides)
+
+
+def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingSettings:
+    """Read and validate the YAML settings of a training. Raises like `load_config`."""
+    return _validate(TrainingSettings, read_yaml(path), overrides)
+
+
+def validate(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Validate settings that are already a tree of dictionaries. Raises like `load_config`."""
+    return _validate(Config, tree, overrides)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"settings file '{path}' cannot be read: {reason}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SettingsError(
+            f"settings file '{path}'{place}: not valid YAML ({getattr(error, 'problem', error)})"
+        ) from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"settings file '{path}' holds {type(tree).__name__}; allowed: a mapping of keys to values")
+    return tree
+
+
+def is_loopback(address: str) -> bool:
+    """True where only this machine can reach `tcp://HOST:PORT`."""
+    host = urlsplit(address).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def json_schema() -> str:
+    """The JSON Schema of `Config`, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def _validate(kind: type[AnySettings], tree: dict[str, Any], overrides: Iterable[str]) -> AnySettings:
+    for override in overrides:
+        tree = _override(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, kind)) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"--set '{override}': allowed: key=value, for example camera.rate_hz=25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {key}: '{text}' is not a YAML value") from error
+    first, *rest = key.strip().split(".")
+    if not rest:
+        return {**tree, first: value}
+    below = tree.get(first) or {}
+    if not isinstance(below, dict):
+        raise SettingsError(f"--set {key}: '{first}' is the value {below!r}, not a section")
+    return {**tree, first: _override(below, f"{'.'.join(rest)}={text}")}
+
+
+def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
+    """The first fault of a validation as one sentence, and how many more there are."""
+    faults = error.errors()
+    fault = faults[0]
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join([prefix, *location] if prefix else location)
+    value = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        known = _keys(kind, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        text = f"{key}: unknown key; {hint}allowed: {', '.join(known)}"
+    elif fault["type"] == "missing":
+        text = f"{key}: this key is missing"
+    else:
+        message = fault["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        shown = "" if isinstance(value, dict | BaseModel) else f" {value!r} is not allowed:"
+        text = f"{key}:{shown} {message}" if key else message
+    more = len(faults) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        below = kind.model_fields[part].annotation
+        if not (isinstance(below, type) and issubclass(below, BaseModel)):
+            return []
+        kind = below
+    return list(kind.model_fields)
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")  # noqa: T201

@@ -1,0 +1,385 @@
+"""The way of a frame: camera -> recorder and analysis -> stream, each in its thread, and the books that balance.
+
+camera thread     reads the camera, numbers and stamps the frames, hands each to the recorder and to analysis
+analysis thread   prepare -> segment -> measure -> publish, and the heartbeat
+recorder thread   writes raw frames, results and events to the run file
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from realtime_skyseg.devices import Camera, CameraEnded
+from realtime_skyseg.errors import CameraError, SkysegError
+from realtime_skyseg.records import Counters, Event, Frame, Result, Skipped
+from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.storage import RunWriter
+from realtime_skyseg.streaming import Publisher
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+#: The camera thread looks this often whether the run was stopped.
+_STOP_CHECK_S = 0.1
+
+STAGES = ("queue", "prepare", "segment", "measure", "publish", "total")
+
+
+class Closed(Exception):  # noqa: N818  no error
+    """A channel is closed and empty."""
+
+
+class Channel(Generic[Item]):
+    """A bounded hand-over between threads. With `newest_wins` a new item replaces one that waits."""
+
+    def __init__(self, capacity: int, newest_wins: bool = False) -> None:
+        self._items: deque[Item] = deque()
+        self._capacity = capacity
+        self._newest_wins = newest_wins
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: Item, wait: bool) -> bool:
+        """Hand an item over. False where the channel is closed, or full and `wait` is False."""
+        with self._changed:
+            if self._newest_wins and len(self._items) >= self._capacity:
+                self._items.popleft()
+            while not self._closed and len(self._items) >= self._capacity:
+                if not wait:
+                    return False
+                self._changed.wait()
+            if self._closed:
+                return False
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def get(self, timeout_s: float) -> Item | None:
+        """Take the oldest item; None when none came in time. Raises `Closed` once the channel is closed and empty."""
+        with self._changed:
+            if not self._items and not self._closed:
+                self._changed.wait(timeout_s)
+            if self._items:
+                item = self._items.popleft()
+                self._changed.notify_all()
+                return item
+            if self._closed:
+                raise Closed
+            return None
+
+    def close(self) -> None:
+        """Refuse further items; those inside can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Latency:
+    """Durations of one stage, in bins of 1 %: percentiles of any number of frames in fixed memory."""
+
+    _STEP = math.log(1.01)
+    _SHORTEST_NS = 1_000.0
+    _BINS = 2000  # up to 7 minutes
+
+    def __init__(self) -> None:
+        self._bins = np.zeros(self._BINS, np.int64)
+        self._longest_ns = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Count one duration."""
+        place = int(math.log(max(duration_ns, self._SHORTEST_NS) / self._SHORTEST_NS) / self._STEP)
+        self._bins[min(place, self._BINS - 1)] += 1
+        self._longest_ns = max(self._longest_ns, duration_ns)
+
+    def percentiles_ms(self) -> dict[str, float | None]:
+        """p50, p99, p99_9 and max in ms; None where nothing was measured."""
+        n = int(self._bins.sum())
+        if n == 0:
+            return {"p50": None, "p99": None, "p99_9": None, "max": None}
+        upto = np.cumsum(self._bins)
+        values: dict[str, float | None] = {}
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999)):
+            place = int(np.searchsorted(upto, share * n))
+            values[name] = round(
+                min(self._SHORTEST_NS * math.exp((place + 0.5) * self._STEP), self._longest_ns) / 1e6, 3
+            )
+        return {**values, "max": round(self._longest_ns / 1e6, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class _SkippedFrame:
+    index: int
+    cause: Skipped
+
+
+class Pipeline:
+    """The threads of one run. `start`, then `wait` until it returns True, then `finish`.
+
+    Owns its threads; camera, writer and publisher belong to whoever made them, and are used here between `start`
+    and `finish` only.
+    """
+
+    def __init__(
+        self,
+        camera: Camera,
+        segmenter: Segmenter,
+        writer: RunWriter,
+        publisher: Publisher | None,
+        policy: Literal["latest", "every"],
+        analysis_queue: int,
+        recorder_queue: int,
+    ) -> None:
+        self._camera = camera
+        self._segmenter = segmenter
+        self._writer = writer
+        self._publisher = publisher
+        self._policy = policy
+        self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
+        self._to_analysis: Channel[Frame] = (
+            Channel(1, newest_wins=True) if policy == "latest" else Channel(analysis_queue)
+        )
+        self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event] = Channel(recorder_queue)
+        self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
+        self._stop = threading.Event()
+        self._over = threading.Event()
+        self._faults: list[str] = []
+        self._first_ns = self._last_ns = 0
+        self._next_number = 0  # that the camera should give next
+        self._following = 0  # index that the analysis should meet next
+        self._changed_size = -1  # index of the frame that had another size
+        self.counters = Counters()
+        self.latency = {stage: Latency() for stage in STAGES}
+        self.last: Result | None = None  # for display
+        self._threads = [
+            threading.Thread(target=self._guard, args=(run, name), name=f"skyseg-{name}")
+            for name, run in (("camera", self._read), ("analysis", self._analyse), ("recorder", self._record))
+        ]
+
+    @property
+    def fault(self) -> str:
+        """What went wrong first, one sentence; empty where nothing did."""
+        return self._faults[0] if self._faults else ""
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames received per second, between the first and the last."""
+        span = self._last_ns - self._first_ns
+        return (self.counters.received - 1) * 1e9 / span if span > 0 else 0.0
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask the camera thread to end; what was received is still analysed and written. For any thread."""
+        self._stop.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once the camera has ended."""
+        return self._over.wait(timeout_s)
+
+    def finish(self) -> None:
+        """Let everything that was received come to its end, and end the threads."""
+        camera, analysis, recorder = self._threads
+        self.stop()
+        camera.join()
+        self._to_analysis.close()
+        analysis.join()
+        for index in range(self._following, self.counters.received):
+            self._skip(index, Skipped.CHANGED_SIZE if index == self._changed_size else Skipped.FAILED)
+        self._to_recorder.close()
+        recorder.join()
+
+    def event(self, kind: str, message: str, frame: int = -1) -> None:
+        """Note an event in the file and the stream. For any thread but the recorder's."""
+        event = Event(time.time_ns(), kind, message, frame)
+        log.info("%s: %s", kind, message)
+        self._events.append(event)
+        self._to_recorder.put(event, wait=True)
+
+    # --- camera thread ---
+
+    def _read(self) -> None:
+        try:
+            while not self._stop.is_set():
+                frame = self._camera.read(_STOP_CHECK_S)
+                if frame is not None:
+                    self._receive(frame)
+        except CameraEnded:
+            pass
+        finally:
+            self._over.set()
+
+    def _receive(self, frame: Frame) -> None:
+        frame.handed_ns = time.perf_counter_ns()
+        frame.received_ns = time.time_ns()
+        frame.index = self.counters.received
+        if frame.index == 0:
+            self._first_ns, self._next_number = frame.handed_ns, frame.number
+        self._last_ns = frame.handed_ns
+        frame.camera_lost = max(0, frame.number - self._next_number)
+        self._next_number = frame.number + 1
+        self.counters.received += 1
+        if frame.image.shape != self._camera.shape or frame.image.dtype != self._camera.dtype:
+            self._changed_size = frame.index
+            self.counters.not_written["changed_size"] = 1
+            raise CameraError(
+                f"the camera changed to {_kind(frame.image.shape, frame.image.dtype)} at frame {frame.index}, "
+                f"but the run began with {_kind(self._camera.shape, self._camera.dtype)}; start a new run"
+            )
+        if frame.camera_lost:
+            self.counters.camera_lost += frame.camera_lost
+            self.event(
+                "camera_lost", f"the camera lost {frame.camera_lost} frames before frame {frame.index}", frame.index
+            )
+        waits = self._camera.waits
+        if not self._to_recorder.put(frame, wait=waits):
+            _count(self.counters.not_written, "queue_full")
+        # What does not fit here is noticed by the analysis as a gap in the indices.
+        self._to_analysis.put(frame, wait=waits and self._policy == "every")
+
+    # --- analysis thread ---
+
+    def _analyse(self) -> None:
+        failing = False
+        while True:
+            try:
+                frame = self._to_analysis.get(self._publisher.seconds_to_heartbeat() if self._publisher else 60.0)
+            except Closed:
+                break
+            self._serve_stream()
+            if frame is None:
+                continue
+            for index in range(self._following, frame.index):
+                self._skip(index, self._gap_cause)
+            self._following = frame.index + 1
+            try:
+                result = self._analyse_frame(frame)
+            except Exception as error:
+                log.exception("analysis of frame %d failed", frame.index)
+                self._skip(frame.index, Skipped.FAILED)
+                if not failing:
+                    failing = True
+                    message = f"analysis of frame {frame.index} failed: {error}"
+                    self._faults.append(message)
+                    self.event("fault", message, frame.index)
+                continue
+            failing = False
+            self.counters.analysed += 1
+            self.last = result
+            self._to_recorder.put(result, wait=True)
+        self._serve_stream()
+
+    def _analyse_frame(self, frame: Frame) -> Result:
+        clock = time.perf_counter_ns
+        begun = clock()
+        self._segmenter.prepare(frame.image)
+        prepared = clock()
+        mask = self._segmenter.segment()
+        segmented = clock()
+        segmentation = self._segmenter.measure(mask)
+        measured = clock()
+        result = Result(frame, segmentation, segmented_ns=time.time_ns())
+        if self._publisher:
+            self._publisher.result(result)
+            result.published_ns = time.time_ns()
+        published = clock()
+        for stage, duration_ns in zip(
+            STAGES,
+            (
+                begun - frame.handed_ns,
+                prepared - begun,
+                segmented - prepared,
+                measured - segmented,
+                published - measured,
+                published - frame.handed_ns,
+            ),
+            strict=True,
+        ):
+            self.latency[stage].add(duration_ns)
+        return result
+
+    def _skip(self, index: int, cause: Skipped) -> None:
+        _count(self.counters.not_analysed, cause.name.lower())
+        self._to_recorder.put(_SkippedFrame(index, cause), wait=True)
+
+    def _serve_stream(self) -> None:
+        if self._publisher is None:
+            self._events.clear()
+            return
+        while self._events:
+            self._publisher.event(self._events.popleft())
+        self._publisher.heartbeat(self.counters.as_dict())
+
+    # --- recorder thread ---
+
+    def _record(self) -> None:
+        broken = False
+        while True:
+            try:
+                item = self._to_recorder.get(0.5)
+            except Closed:
+                break
+            written = False
+            try:
+                if not broken:
+                    self._write(item)
+                    written = True
+                    self._writer.flush_if_due()
+            except Exception as error:
+                # Go on taking items, so that nobody waits for this thread, and count what is lost.
+                broken = True
+                self._faults.append(str(error))
+                log.exception("recording broke off")
+                self.stop()
+            if isinstance(item, Frame) and not written:
+                _count(self.counters.not_written, "disk")
+
+    def _write(self, item: Frame | Result | _SkippedFrame | Event | None) -> None:
+        match item:
+            case Frame():
+                self._writer.add_frame(item)
+                self.counters.written += 1
+            case Result():
+                self._writer.add_result(item)
+            case _SkippedFrame():
+                self._writer.add_skipped(item.index, item.cause)
+            case Event():
+                self._writer.add_event(item)
+
+    # --- all threads ---
+
+    def _guard(self, run: Callable[[], None], name: str) -> None:
+        """Turn an error that ends a thread into the run's fault."""
+        try:
+            run()
+        except Exception as error:
+            message = str(error) if isinstance(error, SkysegError) else f"the {name} thread broke off: {error!r}"
+            if not isinstance(error, SkysegError):
+                log.exception("the %s thread broke off", name)
+            self._faults.append(message)
+            self.stop()
+            self._over.set()
+            if name == "camera":
+                self.event("fault", message)
+            elif name == "analysis":
+                self._to_analysis.close()
+            else:
+                self._to_recorder.close()
+
+
+def _count(causes: dict[str, int], cause: str) -> None:
+    causes[cause] = causes.get(cause, 0) + 1
+
+
+def _kind(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> str:
+    return f"{'x'.join(map(str, shape))} {dtype}"

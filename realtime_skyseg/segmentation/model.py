@@ -1,0 +1,84 @@
+"""Models on disk: one safetensors file holds the weights, the network's shape and where it came from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from realtime_skyseg.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from realtime_skyseg.segmentation.network import UNet
+
+FORMAT = "skyseg-model-1"
+_SHIPPED = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model file that was found and is of the right format; weights are read when an engine needs them."""
+
+    name: str
+    path: Path
+    sha256: str  # of the whole file
+    network: dict[str, int]  # fields of `NetworkShape`
+    training: dict[str, Any]  # data, split, seed and figures, as written by training
+
+    def load_network(self) -> "UNet":
+        """Build the torch network in float32 and evaluation mode."""
+        from safetensors.torch import load_file
+
+        from realtime_skyseg.segmentation.network import NetworkShape, UNet
+
+        network = UNet(NetworkShape(**self.network))
+        try:
+            network.load_state_dict(load_file(self.path))
+        except RuntimeError as error:
+            raise ModelError(f"model {self.path}: its weights do not fit the network {self.network}") from error
+        return network.eval()
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.safetensors"))
+
+
+def load_model(name: str) -> Model:
+    """Find a shipped model by name ("compact") or any model by path.
+
+    Raises:
+        SettingsError: there is no such model.
+        ModelError: the file is not a model of this product.
+    """
+    path = _SHIPPED / f"{name}.safetensors" if name in shipped_models() else Path(name)
+    if not path.is_file():
+        raise SettingsError(
+            f"model: '{name}' is neither a shipped model nor a file; "
+            f"allowed: {', '.join(shipped_models())} or a .safetensors path"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ModelError(f"model {path} cannot be read as safetensors: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ModelError(f"model {path} has format '{metadata.get('format')}'; allowed: '{FORMAT}'")
+    return Model(
+        name=path.stem,
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        network=json.loads(metadata["network"]),
+        training=json.loads(metadata.get("training", "{}")),
+    )
+
+
+def save_model(network: "UNet", path: Path, training: dict[str, Any]) -> None:
+    """Write a network's weights and shape to `path`."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    metadata = {"format": FORMAT, "network": json.dumps(network.shape.as_dict()), "training": json.dumps(training)}
+    save_file(tensors, path, metadata=metadata)

@@ -1,0 +1,92 @@
+"""OpenVINO on the CPU, in bfloat16 where the processor has it."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from realtime_skyseg.records import Mask
+from realtime_skyseg.segmentation.engine import check_parity
+from realtime_skyseg.segmentation.model import Model
+
+# OpenVINO sends usage statistics from its import on unless this package is absent. A lab PC is often offline,
+# and nobody asked its owner.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+
+class OpenVinoEngine:
+    """`Engine` on OpenVINO. Built from the torch model once, then read from a cache whose key is the model's hash,
+    the shape, the precision, OpenVINO's version and the processor's name; a cached start needs no torch.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, model: Model, shape: tuple[int, int], threads: int | None = None, cache: Path | None = None
+    ) -> None:
+        core = openvino.Core()
+        self.input: NDArray[np.float32] = np.zeros(shape, np.float32)
+        self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+        self.precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+        hints: dict[str, object] = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
+        }
+        key = "\n".join([model.sha256, str(shape), self.precision, openvino.get_version(), self.device])
+        folder = (cache or Path(platformdirs.user_cache_dir("realtime_skyseg"))) / hashlib.sha256(
+            key.encode()
+        ).hexdigest()[:24]
+        if not (folder / "engine.json").is_file():
+            self._build(core, model, hints, key, folder)
+        self.agreement = float(json.loads((folder / "engine.json").read_text())["agreement"])
+        self._load(core.compile_model(core.read_model(folder / "engine.xml"), "CPU", hints))
+
+    def run(self) -> Mask:
+        """See `Engine`."""
+        self._request.infer()
+        return self._output
+
+    def _load(self, compiled: "openvino.CompiledModel") -> None:
+        self._request = compiled.create_infer_request()
+        self._request.set_input_tensor(openvino.Tensor(self.input[None, None], shared_memory=True))
+        self._request.infer()  # the first call allocates
+        self._output: Mask = self._request.get_output_tensor().data[0, 0]
+
+    def _build(self, core: "openvino.Core", model: Model, hints: dict[str, object], key: str, folder: Path) -> None:
+        import torch
+
+        from realtime_skyseg.segmentation.network import MaskNet
+
+        log.info("building the OpenVINO engine of model %s for %d x %d px", model.name, *self.input.shape)
+        example = torch.zeros(1, 1, *self.input.shape)
+        network = MaskNet(model.load_network()).eval()
+        graph = openvino.convert_model(network, example_input=example, input=list(example.shape))
+        self._load(core.compile_model(graph, "CPU", hints))
+
+        def found(image: NDArray[np.float32]) -> Mask:
+            self.input[...] = image
+            return self.run().copy()
+
+        agreement = check_parity(model, self.name, found, (self.input.shape[0], self.input.shape[1]))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Two services may build at once: each in a folder of its own, and the first to rename wins.
+        building = Path(tempfile.mkdtemp(dir=folder.parent))
+        openvino.save_model(graph, building / "engine.xml", compress_to_fp16=False)
+        (building / "engine.json").write_text(json.dumps({"agreement": agreement, "key": key.splitlines()}))
+        try:
+            building.rename(folder)
+        except OSError:
+            shutil.rmtree(building)

@@ -1,0 +1,106 @@
+"""One image in, its mask and objects out: the code that live runs, offline analysis and evaluation share."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from realtime_skyseg.analysis import measure
+from realtime_skyseg.errors import FrameError
+from realtime_skyseg.records import Image, Mask, Segmentation
+from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine, scale
+from realtime_skyseg.segmentation.engine import EngineChoice
+
+
+class Segmenter:
+    """A model with its engine and the rules of measurement. Used by one thread at a time.
+
+    >>> import realtime_skyseg as sky
+    >>> segmentation = sky.Segmenter.load("compact")(image)      # doctest: +SKIP
+    >>> segmentation.count, segmentation.mask.shape              # doctest: +SKIP
+
+    The engine is made for one frame size: on the first image, or by `open`; another size makes another engine.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        engine: EngineChoice = "auto",
+        threads: int | None = None,
+        min_area_px: int = 10,
+        stripe_slenderness: float = 3.0,
+        cache: Path | None = None,
+    ) -> None:
+        self.model = model
+        self._choice: EngineChoice = engine
+        self._threads = threads
+        self._min_area_px = min_area_px
+        self._stripe_slenderness = stripe_slenderness
+        self._cache = cache
+        self._engine: Engine | None = None
+        self._shape = (0, 0)
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "compact",
+        engine: EngineChoice = "auto",
+        threads: int | None = None,
+        min_area_px: int = 10,
+        stripe_slenderness: float = 3.0,
+    ) -> Self:
+        """Load a shipped model by name, or any model by path.
+
+        Raises:
+            SettingsError: there is no such model.
+            ModelError: the file is not a model.
+        """
+        return cls(load_model(model), engine, threads, min_area_px, stripe_slenderness)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in use; raises `FrameError` before the first image."""
+        if self._engine is None:
+            raise FrameError("the engine is made with the first image: call open(shape) or segment one")
+        return self._engine
+
+    def open(self, shape: tuple[int, int]) -> Engine:
+        """Make the engine for images of (height, width) ready, unless it is."""
+        if self._engine is None or shape != self._shape:
+            self._engine = open_engine(self.model, shape, self._choice, self._threads, self._cache)
+            self._shape = shape
+        return self._engine
+
+    def __call__(self, image: Image) -> Segmentation:
+        """Segment and measure an image.
+
+        Args:
+            image: (height, width), uint8, uint16 or float32; dark or bright skyrmions.
+
+        Raises:
+            FrameError: another shape or dtype.
+        """
+        self.prepare(image)
+        return self.measure(self.segment())
+
+    def prepare(self, image: Image) -> None:
+        """First step: scale the image into the engine's input, mirrored beyond the lower and right border."""
+        if not isinstance(image, np.ndarray) or image.ndim != 2:
+            raise FrameError(f"image of shape {np.shape(image)} cannot be segmented; allowed: (height, width)")
+        height, width = image.shape
+        target = self.open((height, width)).input
+        scale(image, out=target[:height, :width])
+        below, right = target.shape[0] - height, target.shape[1] - width
+        if below:
+            target[height:, :width] = target[height - below : height, :width][::-1]
+        if right:
+            target[:, width:] = target[:, width - right : width][:, ::-1]
+
+    def segment(self) -> Mask:
+        """Second step: the mask (height, width) of what was prepared, owned by the caller."""
+        mask = self.engine.run()
+        return np.ascontiguousarray(mask[: self._shape[0], : self._shape[1]]).copy()
+
+    def measure(self, mask: Mask) -> Segmentation:
+        """Third step: the objects of a mask."""
+        return measure(mask, self._min_area_px, self._stripe_slenderness)

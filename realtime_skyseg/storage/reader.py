@@ -1,0 +1,152 @@
+"""Reading a run file: finished, being written, or left behind by a kill."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import h5py
+import hdf5plugin  # noqa: F401  registers the compression filters
+import numpy as np
+import yaml
+
+from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.records import Objects
+from realtime_skyseg.storage import layout
+
+
+class Run:
+    """An open run file. Close it, or use it as a context manager.
+
+    Attributes:
+        raw: every raw frame, (frame, row, column); read slices of it as of an array.
+        mask: class per pixel, uint8, (frame, row, column); 255 where a frame was not analysed.
+        state: "finished", or "unfinished" for a file that is being written or was left behind by a kill.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file, self.state = _open(self.path)
+        try:
+            self.raw: h5py.Dataset = self._file[layout.RAW]
+            self.mask: h5py.Dataset = self._file[layout.MASK]
+            self._columns = {
+                name: self._file[layout.FRAMES][name] for name in layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+            }
+        except KeyError as error:
+            self.close()
+            raise RunFileError(f"'{path}' is not a run file of this product: it has no {error}") from error
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in the file whose numbers are known."""
+        return min(len(self.raw), len(self._columns["written"]))
+
+    @property
+    def table(self) -> np.ndarray:
+        """One row per frame: the names of `layout.FRAME_COLUMNS` and `layout.RESULT_COLUMNS`."""
+        n = self.n_frames
+        kinds = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+        table = np.empty(n, [(name, np.dtype(kind)) for name, (kind, _, _, _) in kinds.items()])
+        for name, (_, fill, _, _) in kinds.items():
+            values = self._columns[name][:n]
+            table[name][: len(values)] = values
+            table[name][len(values) :] = fill
+        return table
+
+    def objects(self, frame: int | None = None) -> Objects:
+        """The objects of one frame, or of all: rows with the frame's index and the columns of `OBJECT_DTYPE`."""
+        rows: Objects = self._file[layout.OBJECTS][()]
+        if frame is None:
+            return rows
+        first, last = np.searchsorted(rows["frame"], [frame, frame + 1])
+        return rows[first:last]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened during the run, in order: time_ns, frame, kind, message."""
+        return [
+            {
+                "time_ns": int(row["time_ns"]),
+                "frame": int(row["frame"]),
+                "kind": row["kind"].decode(errors="replace"),
+                "message": row["message"].decode(errors="replace"),
+            }
+            for row in self._file[layout.EVENTS][()]
+        ]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The full settings of the run, as a tree."""
+        tree: dict[str, Any] = yaml.safe_load(self._text(layout.CONFIGURATION))
+        return tree
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Counters and latencies, as printed at the end; None for an unfinished file."""
+        text = self._text(layout.SUMMARY)
+        return json.loads(text) if text else None
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Model, engine, versions, host, commit and clocks, as texts."""
+        process, origin = self._file["entry/segmentation"], self._file[layout.PROVENANCE]
+        names = ("model", "weights_sha256", "engine", "device", "precision")
+        start = {name: self._text(f"entry/{name}") for name in ("title", "run_id", "start_time", "end_time")}
+        used = {name: self._text(process[name].name) for name in names}
+        return {**start, **used, **{name: self._text(origin[name].name) for name in origin}}
+
+    @property
+    def exit_status(self) -> int:
+        """What the run's command returned; -1 for an unfinished file."""
+        return int(self._file["entry/exit_status"][()])
+
+    def refresh(self) -> None:
+        """See what was written since, where the file is being written."""
+        if self.state == "unfinished":
+            for dataset in (
+                self.raw,
+                self.mask,
+                *self._columns.values(),
+                self._file[layout.OBJECTS],
+                self._file[layout.EVENTS],
+            ):
+                dataset.refresh()
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _text(self, path: str) -> str:
+        value = self._file[path][()]
+        return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run file that is finished, being written, or was left behind by a kill.
+
+    Raises:
+        RunFileError: there is no such file, or it is not a run file.
+    """
+    return Run(path)
+
+
+def _open(path: Path) -> tuple[h5py.File, Literal["finished", "unfinished"]]:
+    if not path.is_file():
+        raise RunFileError(f"run file '{path}' does not exist")
+    try:
+        return h5py.File(path, "r"), "unfinished" if path.suffix == ".partial" else "finished"
+    except OSError as plain:
+        # A file with a writer, or whose writer was killed, opens in the reader's mode only.
+        try:
+            return h5py.File(path, "r", swmr=True), "unfinished"
+        except OSError:
+            raise RunFileError(f"'{path}' cannot be opened as a run file: {plain}") from plain

@@ -1,0 +1,169 @@
+"""The messages of schema `skyseg-1`.
+
+Follows the MAX IV "STINS / stream1" convention: part one is JSON that begins with `{"htype":"..."`, so that a
+subscription to that prefix selects a kind; `image` has the mask as part two, all other kinds are one part. Keys
+beyond the convention are ours. Every message of a run carries the next `msg_number`, so a gap is a loss.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+
+from realtime_skyseg.errors import StreamError
+from realtime_skyseg.records import OBJECT_DTYPE, Mask, Objects
+
+SCHEMA = "skyseg-1"
+
+#: No mask is larger than this in a message that is accepted.
+MAX_SIDE_PX = 16_384
+
+_Count = Annotated[int, Field(ge=0)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+_NumpyType = Annotated[str, Field(pattern=r"^[<|][uif][1248]$")]
+
+
+class _Base(BaseModel):
+    # Unknown keys are kept: a newer service may send more than this client knows.
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    htype: str
+    msg_number: _Count
+    run: str
+
+
+class HeaderMessage(_Base):
+    """What the run is. Sent at the start, and again whenever a subscriber joins."""
+
+    htype: Literal["header"] = "header"
+    filename: str  # of the run file
+    schema_: Annotated[str, Field(alias="schema")] = SCHEMA
+    shape: tuple[_Side, _Side]  # of a mask: height, width
+    type: Literal["uint8"] = "uint8"
+    classes: dict[str, int]  # class name: value in a mask
+    model: str
+    engine: str
+    started_ns: int
+    clock: str  # name of the clock behind camera_ns
+    pixel_size_um: float | None = None
+
+
+class ImageMessage(_Base):
+    """One frame's mask and what was measured on it."""
+
+    htype: Literal["image"] = "image"
+    frame: _Count  # index in the run
+    shape: tuple[_Side, _Side]
+    type: Literal["uint8"] = "uint8"
+    compression: Literal["none"] = "none"
+    number: int  # the camera's own numbering
+    count: _Count
+    stripes: _Count
+    area_fraction: float
+    field_mT: float | None
+    camera_ns: int  # -1: the camera gives no time stamp
+    received_ns: int
+    segmented_ns: int
+    object_dtype: list[tuple[str, _NumpyType]]  # numpy type of each column of a row of `objects_base64`
+    objects_base64: str  # rows of `object_dtype`, one per object, base64
+
+    _mask: Mask = PrivateAttr()
+
+    @property
+    def mask(self) -> Mask:
+        """(height, width) uint8 of `Class` values, read-only."""
+        return self._mask
+
+    @property
+    def objects(self) -> Objects:
+        """The table of objects, one row each."""
+        return np.frombuffer(base64.b64decode(self.objects_base64), np.dtype(self.object_dtype))
+
+
+class SeriesEndMessage(_Base):
+    """The run is over; its counters balance unless `status` says otherwise."""
+
+    htype: Literal["series_end"] = "series_end"
+    status: str  # "ok", "stopped", "lost" or "fault"
+    message: str  # one sentence where the run did not end well
+    frames: dict[str, Any]  # `Counters.as_dict`
+
+
+class CountsMessage(_Base):
+    """The numbers of an image message without its mask, in one part."""
+
+    htype: Literal["skyseg_counts-1"] = "skyseg_counts-1"
+    frame: _Count
+    count: _Count
+    stripes: _Count
+    area_fraction: float
+    field_mT: float | None
+    received_ns: int
+    segmented_ns: int
+
+
+class HeartbeatMessage(_Base):
+    """The service is alive."""
+
+    htype: Literal["skyseg_heartbeat-1"] = "skyseg_heartbeat-1"
+    time_ns: int
+    frames: dict[str, Any]  # `Counters.as_dict` so far
+    lost_messages: _Count  # messages that at least one slow subscriber did not get
+
+
+class EventMessage(_Base):
+    """Something happened: kept in the run file too."""
+
+    htype: Literal["skyseg_event-1"] = "skyseg_event-1"
+    time_ns: int
+    kind: str
+    message: str
+    frame: int  # -1: belongs to no frame
+
+
+Message = HeaderMessage | ImageMessage | SeriesEndMessage | CountsMessage | HeartbeatMessage | EventMessage
+
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="htype")])
+_OBJECT_COLUMNS: list[tuple[str, str]] = [(name, OBJECT_DTYPE[name].str) for name in OBJECT_DTYPE.names or ()]
+
+
+def object_columns(objects: Objects) -> dict[str, Any]:
+    """The keys of an image message that hold a table of objects."""
+    return {"object_dtype": _OBJECT_COLUMNS, "objects_base64": base64.b64encode(objects.tobytes()).decode()}
+
+
+def encode(message: Message) -> bytes:
+    """The JSON part of a message. NaN becomes null."""
+    return message.model_dump_json(by_alias=True).encode()
+
+
+def decode(parts: Sequence[bytes]) -> Message:
+    """Parse the parts of a message.
+
+    Raises:
+        StreamError: the parts are not a message of this schema; nothing else, whatever the bytes.
+    """
+    if not 1 <= len(parts) <= 2:
+        raise StreamError(f"a message of {len(parts)} parts is malformed; allowed: 1 or 2")
+    try:
+        message = _MESSAGE.validate_json(parts[0])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"]) or "message"
+        raise StreamError(f"malformed message: {place}: {fault['msg']}") from None
+    expected = 2 if isinstance(message, ImageMessage) else 1
+    if len(parts) != expected:
+        raise StreamError(f"malformed message: '{message.htype}' has {len(parts)} parts; allowed: {expected}")
+    if isinstance(message, ImageMessage):
+        height, width = message.shape
+        if len(parts[1]) != height * width:
+            raise StreamError(f"malformed message: mask of {len(parts[1])} bytes; allowed: {height} x {width}")
+        message._mask = np.frombuffer(parts[1], np.uint8).reshape(height, width)
+        try:
+            message.objects  # noqa: B018  refuse a broken table now, not when it is used
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise StreamError(f"malformed message: objects_base64: {error}") from None
+    return message

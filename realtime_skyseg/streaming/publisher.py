@@ -1,0 +1,182 @@
+"""The publishing end of the stream."""
+
+import time
+from typing import Any
+
+import numpy as np
+import zmq
+
+from realtime_skyseg.config import StreamSettings
+from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.records import Event, Result
+from realtime_skyseg.streaming.messages import (
+    CountsMessage,
+    EventMessage,
+    HeaderMessage,
+    HeartbeatMessage,
+    ImageMessage,
+    Message,
+    SeriesEndMessage,
+    encode,
+    object_columns,
+)
+
+#: What was published last may stay in flight for this long after the end.
+_LINGER_MS = 2000
+
+
+class Publisher:
+    """An XPUB socket that never waits for a subscriber. Used by one thread at a time.
+
+    A subscriber that reads too slowly loses messages beyond `queue_messages`; `lost_messages` counts the messages
+    that at least one subscriber did not get.
+    """
+
+    def __init__(self, settings: StreamSettings, run: str) -> None:
+        self._run = run
+        self._heartbeat_ns = int(settings.heartbeat_s * 1e9)
+        self._next_heartbeat_ns = time.monotonic_ns() + self._heartbeat_ns
+        self._number = 0
+        self._header: dict[str, Any] | None = None
+        self.subscriptions = 0
+        self.lost_messages = 0
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.SNDHWM, settings.queue_messages)
+        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every join, so that each gets the header
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error here, not silence
+        if "[" in settings.address:
+            self._socket.setsockopt(zmq.IPV6, 1)
+        try:
+            self._socket.bind(settings.address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise SettingsError(f"stream.address: '{settings.address}' cannot be bound: {error.strerror}") from error
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def wait_for_subscriptions(self, wanted: int, timeout_s: float) -> bool:
+        """Wait until `wanted` subscriptions were seen; False when the time is up."""
+        deadline = time.monotonic() + timeout_s
+        while self.subscriptions < wanted:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._socket.poll(int(left * 1000) + 1):
+                return self.subscriptions >= wanted
+            self.serve()
+        return True
+
+    def start(self, header: dict[str, Any]) -> None:
+        """Send the run's header: the fields of `HeaderMessage` besides run and msg_number."""
+        self._header = header
+        self.serve()
+        self._send_header()
+
+    def result(self, result: Result) -> None:
+        """Send a frame's mask and its counts."""
+        self.serve()
+        frame, found = result.frame, result.segmentation
+        shared: dict[str, Any] = {
+            "frame": frame.index,
+            "count": found.count,
+            "stripes": found.stripes,
+            "area_fraction": found.area_fraction,
+            "field_mT": frame.field_mT if np.isfinite(frame.field_mT) else None,
+            "received_ns": frame.received_ns,
+            "segmented_ns": result.segmented_ns,
+        }
+        image = ImageMessage(
+            msg_number=self._take_number(),
+            run=self._run,
+            shape=(found.mask.shape[0], found.mask.shape[1]),
+            number=frame.number,
+            camera_ns=frame.camera_ns,
+            **object_columns(found.objects),
+            **shared,
+        )
+        self._send([encode(image), found.mask.data])
+        self._send([encode(CountsMessage(msg_number=self._take_number(), run=self._run, **shared))])
+
+    def event(self, event: Event) -> None:
+        """Send an event."""
+        self._send_one(
+            EventMessage(
+                msg_number=self._take_number(),
+                run=self._run,
+                time_ns=event.time_ns,
+                kind=event.kind,
+                message=event.message,
+                frame=event.frame,
+            )
+        )
+
+    def seconds_to_heartbeat(self) -> float:
+        """How long the owner may wait before it calls `heartbeat`."""
+        return max(0.0, (self._next_heartbeat_ns - time.monotonic_ns()) / 1e9)
+
+    def heartbeat(self, frames: dict[str, Any]) -> None:
+        """Send a heartbeat if one is due; `frames` are the counters so far."""
+        self.serve()
+        if time.monotonic_ns() < self._next_heartbeat_ns:
+            return
+        self._next_heartbeat_ns = time.monotonic_ns() + self._heartbeat_ns
+        self._send_one(
+            HeartbeatMessage(
+                msg_number=self._take_number(),
+                run=self._run,
+                time_ns=time.time_ns(),
+                frames=frames,
+                lost_messages=self.lost_messages,
+            )
+        )
+
+    def end(self, status: str, message: str, frames: dict[str, Any]) -> None:
+        """Send the end of the run."""
+        self._send_one(
+            SeriesEndMessage(
+                msg_number=self._take_number(), run=self._run, status=status, message=message, frames=frames
+            )
+        )
+
+    def serve(self) -> None:
+        """Take notice of who joined or left; who joins gets the header."""
+        joined = False
+        while True:
+            try:
+                change = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if change[:1] == b"\x01":
+                self.subscriptions += 1
+                joined = True
+        if joined and self._header is not None:
+            self._send_header()
+
+    def close(self) -> None:
+        """Send what is in flight, at most 2 s, and release the socket. Safe to call twice."""
+        self._socket.close()
+        self._context.term()
+
+    def _take_number(self) -> int:
+        self._number += 1
+        return self._number - 1
+
+    def _send_header(self) -> None:
+        assert self._header is not None
+        self._send_one(HeaderMessage(msg_number=self._take_number(), run=self._run, **self._header))
+
+    def _send_one(self, message: Message) -> None:
+        self._send([encode(message)])
+
+    def _send(self, parts: list[Any]) -> None:
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            # One full queue refuses the message to all. Count it, then let those who keep up have it.
+            self.lost_messages += 1
+            self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+            try:
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
+            except zmq.Again:
+                pass
+            finally:
+                self._socket.setsockopt(zmq.XPUB_NODROP, 1)

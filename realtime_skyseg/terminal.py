@@ -1,0 +1,174 @@
+"""What people see on the terminal: the state of a run, its summary, a stream, a file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from realtime_skyseg.pipeline import STAGES, Pipeline
+from realtime_skyseg.records import Skipped
+from realtime_skyseg.service import Summary
+from realtime_skyseg.storage import Run
+from realtime_skyseg.streaming import EventMessage, HeaderMessage, ImageMessage, Message, SeriesEndMessage, Subscriber
+
+#: Between two plain lines where the output is no terminal.
+_LINE_S = 1.0
+
+
+class RunDisplay:
+    """Shows a running pipeline: a table that renews itself on a terminal, else a line a second."""
+
+    def __init__(self, console: Console, live: Live | None) -> None:
+        self._console = console
+        self._live = live
+        self._next_line = 0.0
+
+    def __call__(self, pipeline: Pipeline) -> None:
+        """Show the state of now."""
+        if self._live:
+            self._live.update(_state_table(pipeline))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _LINE_S
+            self._console.print("  ".join(f"{name} {value}" for name, value in _state(pipeline)), soft_wrap=True)
+
+
+@contextmanager
+def run_display(console: Console) -> Iterator[RunDisplay]:
+    """A display for `Service.run`."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield RunDisplay(console, live)
+    else:
+        yield RunDisplay(console, None)
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """Print how a run went."""
+    frames = summary.frames
+    table = Table(title=f"run {summary.status}", show_header=False, title_justify="left")
+    table.add_row("received", str(frames["received"]))
+    table.add_row("analysed", _with_causes(frames["analysed"], frames["not_analysed"]))
+    table.add_row("written", _with_causes(frames["written"], frames["not_written"]))
+    if frames["camera_lost"]:
+        table.add_row("lost by the camera", str(frames["camera_lost"]))
+    table.add_row("rate", f"{summary.rate_hz:.1f} frames/s for {summary.duration_s:.1f} s")
+    table.add_row("engine", f"{summary.engine} ({summary.precision}) on {summary.device}, model {summary.model}")
+    table.add_row("run file", summary.run_file)
+    console.print(table)
+    console.print(_latency_table(summary.latency_ms))
+    if summary.message:
+        console.print(f"[bold red]{summary.status}:[/] {summary.message}", soft_wrap=True)
+
+
+def show_stream(console: Console, subscriber: Subscriber, once: bool) -> None:
+    """Print a stream until its end (`once`), or for ever."""
+    console.print(f"waiting for {subscriber.address} (Ctrl-C leaves)")
+    next_line = 0.0
+    while True:
+        message = subscriber.receive(timeout_s=0.5)
+        if message is None:
+            continue
+        if isinstance(message, ImageMessage):
+            if not console.is_terminal and time.monotonic() < next_line:
+                continue
+            next_line = time.monotonic() + _LINE_S
+        line = _line(message, subscriber)
+        if line:
+            fleeting = console.is_terminal and isinstance(message, ImageMessage)
+            console.print(
+                line.ljust(console.width - 1) if fleeting else line, end="\r" if fleeting else "\n", soft_wrap=True
+            )
+        if once and isinstance(message, SeriesEndMessage):
+            return
+
+
+def show_run(console: Console, run: Run) -> None:
+    """Print what a run file holds."""
+    table = Table(title=str(run.path), show_header=False, title_justify="left")
+    rows = run.table
+    n = run.n_frames
+    analysed = rows[rows["skipped"] == Skipped.NOT_SKIPPED]
+    table.add_row("state", run.state + (f", exit status {run.exit_status}" if run.state == "finished" else ""))
+    table.add_row("frames", f"{n} of {run.raw.shape[1]}x{run.raw.shape[2]} {run.raw.dtype}")
+    table.add_row("written", str(int(rows["written"].sum())))
+    table.add_row("analysed", str(len(analysed)))
+    if len(analysed):
+        counts = analysed["count"]
+        table.add_row("skyrmions per frame", f"{counts.min()} to {counts.max()}, mean {counts.mean():.1f}")
+    if n > 1:
+        table.add_row("duration", f"{rows['time_s'][-1] - rows['time_s'][0]:.2f} s")
+    for name, value in run.provenance.items():
+        if value and name not in ("versions", "python"):
+            table.add_row(name.replace("_", " "), value)
+    console.print(table)
+    for event in run.events:
+        console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
+    if run.summary:
+        console.print(_latency_table(run.summary["latency_ms"]))
+
+
+def _state(pipeline: Pipeline) -> list[tuple[str, str]]:
+    counters, last = pipeline.counters, pipeline.last
+    rows = [
+        ("received", str(counters.received)),
+        ("analysed", _with_causes(counters.analysed, counters.not_analysed)),
+        ("written", _with_causes(counters.written, counters.not_written)),
+        ("rate", f"{pipeline.rate_hz:.1f}/s"),
+    ]
+    if last:
+        rows.append(("skyrmions", str(last.segmentation.count)))
+        rows.append(("stripes", str(last.segmentation.stripes)))
+        if last.frame.field_mT == last.frame.field_mT:  # not NaN
+            rows.append(("field", f"{last.frame.field_mT:.3f} mT"))
+        total = pipeline.latency["total"].percentiles_ms()
+        rows.append(("latency", f"p50 {total['p50']} ms, p99 {total['p99']} ms"))
+    return rows
+
+
+def _state_table(pipeline: Pipeline) -> Table:
+    table = Table(show_header=False)
+    for row in _state(pipeline):
+        table.add_row(*row)
+    return table
+
+
+def _latency_table(latency_ms: dict[str, dict[str, float | None]]) -> Table:
+    table = Table("stage (ms)", "p50", "p99", "p99.9", "max")
+    for stage in STAGES:
+        values = latency_ms[stage]
+        table.add_row(stage, *("-" if value is None else f"{value:.2f}" for value in values.values()))
+    return table
+
+
+def _with_causes(n: int, causes: dict[str, int]) -> str:
+    if not causes:
+        return str(n)
+    return f"{n} (not: " + ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) + ")"
+
+
+def _line(message: Message, subscriber: Subscriber) -> str:
+    match message:
+        case HeaderMessage():
+            height, width = message.shape
+            engine = f"model {message.model} on {message.engine}"
+            return f"run {message.run[:8]}: {height}x{width}, {engine}, file {message.filename}"
+        case ImageMessage():
+            age_ms = (time.time_ns() - message.received_ns) / 1e6
+            field = "" if message.field_mT is None else f"  field {message.field_mT:.3f} mT"
+            return (
+                f"frame {message.frame}  skyrmions {message.count}  stripes {message.stripes}"
+                f"  area {message.area_fraction:.3f}{field}  age {age_ms:.0f} ms  lost {subscriber.lost}"
+            )
+        case EventMessage():
+            return f"event {message.kind}: {message.message}"
+        case SeriesEndMessage():
+            frames = message.frames
+            return (
+                f"run ended: {message.status}  received {frames.get('received')}  analysed {frames.get('analysed')}"
+                f"  written {frames.get('written')}  {message.message}"
+            )
+        case _:
+            return ""

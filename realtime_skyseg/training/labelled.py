@@ -1,0 +1,115 @@
+"""Labelled images: a folder of images, a folder of label pictures, and a table that says which belong together."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.records import Class, Mask
+
+#: Label colours (red, green, blue), each channel on or off.
+COLOURS: dict[tuple[bool, bool, bool], Class] = {
+    (False, False, True): Class.BACKGROUND,
+    (True, False, False): Class.SKYRMION,
+    (False, True, False): Class.DEFECT,
+    (True, True, False): Class.OUTSIDE,
+    (False, True, True): Class.EDGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image (height, width) with its mask of the same shape."""
+
+    name: str
+    source: str  # images of one source show the same sample: they are near copies of each other
+    fold: int
+    image: NDArray[np.uint8] | NDArray[np.uint16]
+    mask: Mask
+
+
+def read_label(path: Path) -> Mask:
+    """Turn a label picture in `COLOURS` into a mask.
+
+    Raises:
+        SettingsError: the file is no picture or has a colour that stands for no class.
+    """
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise SettingsError(f"labels: {path} cannot be read as a picture")
+    on = picture > 127  # OpenCV's order: blue, green, red
+    code = on[..., 2] * 4 + on[..., 1] * 2 + on[..., 0]
+    lookup = np.full(8, 255, np.uint8)
+    for (red, green, blue), value in COLOURS.items():
+        lookup[red * 4 + green * 2 + blue] = value
+    mask: Mask = lookup[code]
+    if (mask == 255).any():
+        y, x = np.argwhere(mask == 255)[0]
+        colour = tuple(int(v) for v in picture[y, x, ::-1])
+        raise SettingsError(
+            f"labels: {path} has the colour {colour} at column {x}, row {y}; allowed: red skyrmion, green defect, "
+            "blue background, yellow outside, cyan edge"
+        )
+    return mask
+
+
+def read_labelled(
+    images: Path, labels: Path, table: Path | None = None, folds: Iterable[int] | None = None
+) -> list[LabelledImage]:
+    """Read all pairs of one data set, sorted by file name.
+
+    Args:
+        images: folder of 8 or 16 bit pictures.
+        labels: folder of label pictures with the same file names.
+        table: CSV with the columns image, source_id and fold; without it each image is its own source, fold -1.
+        folds: keep only these folds; needs `table`.
+
+    Raises:
+        SettingsError: a folder, file or column is missing, nothing is left, or shapes differ.
+    """
+    rows = _rows(images, table)
+    if folds is not None:
+        if table is None:
+            raise SettingsError("fold: choosing folds needs the table that names them (table: CSV with column 'fold')")
+        wanted = set(folds)
+        rows = [row for row in rows if row[2] in wanted]
+        if not rows:
+            raise SettingsError(f"fold: {table} has no image of fold {sorted(wanted)}")
+    pairs = []
+    for name, source, fold in rows:
+        image: Any = cv2.imread(str(images / name), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
+        if image is None or image.dtype not in (np.uint8, np.uint16):
+            raise SettingsError(f"images: {images / name} cannot be read as a picture of 8 or 16 bit")
+        mask = read_label(labels / name)
+        if image.shape != mask.shape:
+            raise SettingsError(f"labels: {labels / name} is {mask.shape}, but its image is {image.shape}")
+        pairs.append(LabelledImage(name, source, fold, image, mask))
+    return pairs
+
+
+def _rows(images: Path, table: Path | None) -> list[tuple[str, str, int]]:
+    if not images.is_dir():
+        raise SettingsError(f"images: '{images}' is not a folder")
+    if table is None:
+        names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in (".png", ".tif", ".tiff"))
+        if not names:
+            raise SettingsError(f"images: folder '{images}' has no .png or .tif file")
+        return [(name, name, -1) for name in names]
+    if not table.is_file():
+        raise SettingsError(f"table: '{table}' is not a file")
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"image", "source_id", "fold"} - set(reader.fieldnames or ())
+        if missing:
+            raise SettingsError(f"table: {table} has no column '{sorted(missing)[0]}'; needed: image, source_id, fold")
+        rows = sorted((Path(row["image"]).name, row["source_id"], int(row["fold"])) for row in reader)
+    present = [row for row in rows if (images / row[0]).is_file()]
+    if not present:
+        raise SettingsError(f"images: folder '{images}' holds none of the images of {table}")
+    return present
