@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,9 @@ class OpenVinoEngine:
         log.info("building the OpenVINO engine of model %s for %d x %d px", model.name, *self.input.shape)
         example = torch.zeros(1, 1, *self.input.shape)
         network = MaskNet(model.load_network()).eval()
-        graph = openvino.convert_model(network, example_input=example, input=list(example.shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's export warns of its own parts
+            graph = openvino.convert_model(torch.export.export(network, (example,)))
         self._load(core.compile_model(graph, "CPU", hints))
 
         def found(image: NDArray[np.float32]) -> Mask:

@@ -54,11 +54,11 @@ def scale(image: Image, out: NDArray[np.float32] | None = None) -> NDArray[np.fl
         finite = image[np.isfinite(image)] if floating else image
         spread = float(finite.max()) - float(finite.min())
     gain = 1.0 / spread if spread > 0 else 0.0
-    np.multiply(image, np.float32(gain), out=out, casting="unsafe")
-    out -= np.float32(median * gain)
-    if floating and not np.isfinite(out).all():
-        np.copyto(out, np.float32(0.0), where=~np.isfinite(image))
-        np.nan_to_num(out, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):  # pixels that are not finite are put right below
+        np.multiply(image, np.float32(gain), out=out, casting="unsafe")
+        out -= np.float32(median * gain)
+    if floating:
+        np.copyto(out, np.float32(0.0), where=~np.isfinite(out))
     return out
 
 

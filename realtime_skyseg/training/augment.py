@@ -44,7 +44,7 @@ class Sampler:
         if rng.random() < 0.3:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
         if rng.random() < 0.5:
-            image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.25))
+            image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.3))
         if rng.random() < 0.3:
             image = image + self._gradient(0.3)
         if rng.random() < 0.5:
@@ -52,9 +52,9 @@ class Sampler:
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask)
 
     def _geometry(self, image: Any, mask: Any) -> tuple[NDArray[np.float32], Mask]:
-        """A crop at random position, scale (0.6 to 1.6), angle and mirror image."""
+        """A crop at random position, scale (0.5 to 1.7), angle and mirror image."""
         rng, crop = self._rng, self._crop
-        zoom = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
+        zoom = float(np.exp(rng.uniform(np.log(0.5), np.log(1.7))))
         height, width = image.shape
         side = min(int(crop / zoom), height, width)
         top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)

@@ -103,7 +103,7 @@ def evaluate(
 
     def segment(image: Image) -> Mask:
         # Images are unsigned integers: all bits flipped is white minus image.
-        return segmenter(np.invert(image) if invert else image).mask  # type: ignore[arg-type]
+        return segmenter(np.invert(image) if invert else image).mask
 
     return score(track(pairs, "evaluating", transient=True), segment)
 

@@ -1,0 +1,105 @@
+"""Objects of a mask: their table, the count, skyrmion or stripe."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from realtime_skyseg.analysis import measure
+from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind
+
+
+def disc(mask: np.ndarray, y: float, x: float, diameter: float) -> np.ndarray:
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    mask[(rows - y) ** 2 + (columns - x) ** 2 < (diameter / 2) ** 2] = Class.SKYRMION
+    return mask
+
+
+def empty() -> np.ndarray:
+    return np.zeros((100, 140), np.uint8)
+
+
+def bar(height: int, width: int) -> np.ndarray:
+    mask = empty()
+    mask[20 : 20 + height, 30 : 30 + width] = Class.SKYRMION
+    return mask
+
+
+def ring(radius: float, thickness: float) -> np.ndarray:
+    rows, columns = np.ogrid[:100, :140]
+    distance = np.hypot(rows - 50, columns - 70)
+    return (abs(distance - radius) < thickness / 2).astype(np.uint8)
+
+
+KINDS = [
+    # what, mask, skyrmions, stripes
+    ("nothing", empty(), 0, 0),
+    ("a disc", disc(empty(), 50, 70, 16), 1, 0),
+    ("a small disc", disc(empty(), 50, 70, 4.2), 1, 0),
+    ("a square", bar(12, 12), 1, 0),
+    ("twice as long as wide", bar(10, 20), 1, 0),
+    ("a stripe", bar(6, 60), 0, 1),
+    ("a bent stripe", ring(30, 7), 0, 1),
+    ("two discs", disc(disc(empty(), 30, 30, 14), 70, 100, 14), 2, 0),
+    ("two discs that touch at a corner", disc(disc(empty(), 30, 30, 14), 40, 40, 14), 1, 0),
+    ("below the least area", bar(3, 3), 0, 0),
+    ("only defects", bar(30, 30) * np.uint8(2), 0, 0),
+]
+
+
+@pytest.mark.parametrize(("what", "mask", "skyrmions", "stripes"), KINDS, ids=[row[0] for row in KINDS])
+def test_kinds_are_counted(what: str, mask: np.ndarray, skyrmions: int, stripes: int) -> None:
+    found = measure(mask)
+    assert (found.count, found.stripes) == (skyrmions, stripes)
+    assert len(found.objects) == skyrmions + stripes
+    assert found.objects.dtype == OBJECT_DTYPE
+
+
+def test_a_disc_is_measured() -> None:
+    found = measure(disc(empty(), 40, 90, 20)).objects[0]
+    assert found["x"] == pytest.approx(90)
+    assert found["y"] == pytest.approx(40)
+    assert found["area"] == pytest.approx(np.pi * 100, rel=0.05)
+    assert found["diameter"] == pytest.approx(20, rel=0.03)
+    assert found["elongation"] == pytest.approx(1, abs=0.02)
+    assert (found["left"], found["top"], found["width"], found["height"]) == (81, 31, 19, 19)
+    assert found["kind"] == Kind.SKYRMION
+    assert found["border"] == 0
+
+
+def test_a_bar_has_the_ratio_of_its_sides() -> None:
+    assert measure(bar(8, 40)).objects["elongation"][0] == pytest.approx(5, rel=0.01)
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 70), (99, 70), (50, 0), (50, 139)])
+def test_objects_cut_off_by_the_border_are_marked(y: int, x: int) -> None:
+    found = measure(disc(empty(), y, x, 14))
+    assert found.objects["border"].tolist() == [1]
+    assert found.count == 1, "half a disc is compact"
+
+
+def test_the_area_fraction_is_of_the_sample() -> None:
+    mask = bar(10, 10)
+    assert measure(mask).area_fraction == pytest.approx(100 / mask.size)
+    mask[60:] = Class.OUTSIDE
+    assert measure(mask).area_fraction == pytest.approx(100 / (60 * 140))
+    assert measure(np.full((20, 20), Class.OUTSIDE, np.uint8)).area_fraction == 0
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4)), st.integers(1, 30))
+def test_any_mask_agrees_with_scipy(mask: np.ndarray, min_area_px: int) -> None:
+    found = measure(mask, min_area_px)
+    labels, n = scipy.ndimage.label(mask == Class.SKYRMION, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+    kept = np.flatnonzero(areas >= min_area_px)
+    assert len(found.objects) == found.count + found.stripes == len(kept)
+    assert sorted(found.objects["area"]) == sorted(areas[kept])
+    centres = scipy.ndimage.center_of_mass(mask == Class.SKYRMION, labels, kept + 1)
+    key = [("x", 3), ("y", 3)]
+    ours = sorted(tuple(round(float(row[name]), digits) for name, digits in key) for row in found.objects)
+    theirs = sorted((round(float(np.float32(x)), 3), round(float(np.float32(y)), 3)) for y, x in centres)
+    np.testing.assert_allclose(ours, theirs, atol=2e-3) if ours else None
+    assert (found.objects["elongation"] >= 1 - 1e-6).all()
+    assert np.isfinite(found.objects["elongation"]).all()
