@@ -154,6 +154,7 @@ class Pipeline:
         self._first_ns = self._last_ns = 0
         self._next_number = 0  # that the camera should give next
         self._following = 0  # index that the analysis should meet next
+        self._analysis_broke = False
         self._changed_size = -1  # index of the frame that had another size
         self.counters = Counters()
         self.latency = {stage: Latency() for stage in STAGES}
@@ -194,8 +195,9 @@ class Pipeline:
         camera.join()
         self._to_analysis.close()
         analysis.join()
+        cause = Skipped.FAILED if self._analysis_broke else self._gap_cause
         for index in range(self._following, self.counters.received):
-            self._skip(index, Skipped.CHANGED_SIZE if index == self._changed_size else Skipped.FAILED)
+            self._skip(index, Skipped.CHANGED_SIZE if index == self._changed_size else cause)
         self._to_recorder.close()
         recorder.join()
 
@@ -372,6 +374,7 @@ class Pipeline:
             if name == "camera":
                 self.event("fault", message)
             elif name == "analysis":
+                self._analysis_broke = True
                 self._to_analysis.close()
             else:
                 self._to_recorder.close()

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis
 import pytest
 
 from realtime_skyseg.config import Config, validate
+
+# The machines that run the tests are shared: no single example has a deadline.
+hypothesis.settings.register_profile("skyseg", deadline=None)
+hypothesis.settings.load_profile("skyseg")
 
 #: Real labelled Kerr images, where the machine has them.
 KERR = Path(os.environ.get("SKYSEG_KERR", Path(__file__).parents[2] / "shared" / "kerr"))

@@ -80,7 +80,7 @@ class ImageMessage(_Base):
     @property
     def objects(self) -> Objects:
         """The table of objects, one row each."""
-        return np.frombuffer(base64.b64decode(self.objects_base64), np.dtype(self.object_dtype))
+        return np.frombuffer(base64.b64decode(self.objects_base64, validate=True), np.dtype(self.object_dtype))
 
 
 class SeriesEndMessage(_Base):

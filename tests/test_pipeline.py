@@ -1,0 +1,236 @@
+"""The way of a frame through the threads, with cameras of every temper; the books always balance."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from realtime_skyseg.devices import Camera, CameraEnded, DriverSettings
+from realtime_skyseg.errors import CameraError
+from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
+from realtime_skyseg.records import Frame, Skipped
+from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.storage import Run, RunWriter, open_run
+from test_run_file import ORIGIN
+
+SHAPE = (64, 80)
+
+
+class ListCamera:
+    """A live camera in memory: hands over what it is given, waits for nobody."""
+
+    Settings: ClassVar[type[DriverSettings]] = DriverSettings
+    clock = "list"
+    rate_hz = None
+
+    def __init__(self, frames: Iterator[Frame | Exception], waits: bool = False) -> None:
+        self._frames = frames
+        self.waits = waits
+        self.shape = SHAPE
+        self.dtype = np.dtype(np.uint8)
+        self.description: dict[str, str | int | float | bool] = {}
+
+    def read(self, timeout_s: float) -> Frame | None:
+        item = next(self._frames, None)
+        if item is None:
+            raise CameraEnded
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        pass
+
+
+def image(index: int, shape: tuple[int, int] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(index).normal(128, 12, shape).astype(np.uint8)
+
+
+def frames(n: int, pause_s: float = 0.0, numbers: Callable[[int], int] = int) -> Iterator[Frame]:
+    for index in range(n):
+        time.sleep(pause_s)
+        yield Frame(image(index), number=numbers(index))
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.load("compact", "openvino")
+
+
+@pytest.fixture
+def drive(tmp_path: Path, segmenter: Segmenter) -> Iterator[Callable[..., tuple[Pipeline, Run]]]:
+    """Run a camera to its end; gives the pipeline and the run file."""
+    opened: list[Run] = []
+
+    def run(camera: Camera, policy: Any = "every", analysis_queue: int = 4, recorder_queue: int = 8) -> tuple[Pipeline, Run]:
+        segmenter.open(SHAPE)
+        writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
+        pipeline = Pipeline(camera, segmenter, writer, None, policy, analysis_queue, recorder_queue)
+        pipeline.start()
+        assert pipeline.wait(60)
+        pipeline.finish()
+        writer.close(pipeline.counters.as_dict(), 0)
+        assert pipeline.counters.imbalance() is None
+        opened.append(open_run(tmp_path / "run.h5"))
+        return pipeline, opened[0]
+
+    yield run
+    for one in opened:
+        one.close()
+
+
+def test_a_camera_that_waits_loses_nothing(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    pipeline, run = drive(ListCamera(frames(50), waits=True), analysis_queue=2, recorder_queue=2)
+    assert pipeline.counters.as_dict() == {
+        "received": 50, "analysed": 50, "written": 50, "not_analysed": {}, "not_written": {}, "camera_lost": 0,
+    }  # fmt: skip
+    for index in (0, 17, 49):
+        np.testing.assert_array_equal(run.raw[index], image(index))
+    assert run.table["number"].tolist() == list(range(50))
+
+
+def test_policy_latest_skips_and_says_so(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    pipeline, run = drive(ListCamera(frames(200, pause_s=0.0005)), policy="latest", recorder_queue=400)
+    counters = pipeline.counters
+    assert counters.written == 200, "every raw frame is saved"
+    assert counters.not_analysed == {"superseded": 200 - counters.analysed}
+    table = run.table
+    assert (table["skipped"] == Skipped.NOT_SKIPPED).sum() == counters.analysed
+    assert (table["skipped"] == Skipped.SUPERSEDED).sum() == 200 - counters.analysed
+    assert table["skipped"][-1] == Skipped.NOT_SKIPPED, "the newest frame is always analysed"
+
+
+def test_policy_every_with_a_live_camera_counts_what_did_not_fit(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    pipeline, run = drive(ListCamera(frames(100)), analysis_queue=3, recorder_queue=400)
+    counters = pipeline.counters
+    assert counters.written == 100
+    assert counters.not_analysed == {"queue_full": 100 - counters.analysed}
+    assert (run.table["skipped"] == Skipped.QUEUE_FULL).sum() == 100 - counters.analysed
+
+
+def test_a_camera_faster_than_the_disk_loses_raw_frames_and_says_so(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    pipeline, run = drive(ListCamera(frames(300)), policy="latest", recorder_queue=1)
+    counters = pipeline.counters
+    assert counters.not_written == {"queue_full": 300 - counters.written}
+    table = run.table
+    assert table["written"].sum() == counters.written
+    for index in np.flatnonzero(table["written"])[::40]:
+        np.testing.assert_array_equal(run.raw[index], image(int(index)), "no frame moved into a gap")
+
+
+def test_gaps_in_the_cameras_numbers_are_its_losses(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    pipeline, run = drive(ListCamera(frames(10, numbers=lambda k: k + 5 * (k >= 4)), waits=True))
+    assert pipeline.counters.camera_lost == 5
+    assert run.table["camera_lost"].tolist() == [0, 0, 0, 0, 5, 0, 0, 0, 0, 0]
+    assert [(event["kind"], event["frame"]) for event in run.events] == [("camera_lost", 4)]
+
+
+def test_a_camera_that_breaks_off_keeps_what_came(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    def broken() -> Iterator[Frame | Exception]:
+        yield from frames(6)
+        yield CameraError("the cable was pulled at frame 6")
+
+    pipeline, run = drive(ListCamera(broken(), waits=True))
+    assert pipeline.fault == "the cable was pulled at frame 6"
+    assert (pipeline.counters.analysed, pipeline.counters.written) == (6, 6)
+    assert run.events[-1]["kind"] == "fault"
+
+
+CHANGES = [
+    ("size", np.zeros((32, 80), np.uint8), "32x80 uint8"),
+    ("pixel type", np.zeros(SHAPE, np.uint16), "64x80 uint16"),
+]
+
+
+@pytest.mark.parametrize(("what", "odd", "name"), CHANGES, ids=[what for what, _, _ in CHANGES])
+def test_a_change_ends_the_run(drive: Callable[..., tuple[Pipeline, Run]], what: str, odd: np.ndarray, name: str) -> None:
+    def changing() -> Iterator[Frame]:
+        yield from frames(5)
+        yield Frame(odd, number=5)
+        yield from frames(5)
+
+    pipeline, run = drive(ListCamera(changing(), waits=True))
+    assert f"changed to {name} at frame 5, but the run began with 64x80 uint8" in pipeline.fault
+    assert pipeline.counters.received == 6
+    assert pipeline.counters.not_analysed == pipeline.counters.not_written == {"changed_size": 1}
+    assert run.table["skipped"].tolist() == [0] * 5 + [Skipped.CHANGED_SIZE][: len(run.table) - 5]
+
+
+def test_stop_ends_an_endless_camera(tmp_path: Path, segmenter: Segmenter) -> None:
+    def endless() -> Iterator[Frame]:
+        yield from frames(10**9, pause_s=0.002)
+
+    segmenter.open(SHAPE)
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
+    pipeline = Pipeline(ListCamera(endless()), segmenter, writer, None, "latest", 4, 64)
+    pipeline.start()
+    assert not pipeline.wait(0.2)
+    pipeline.stop()
+    assert pipeline.wait(5)
+    pipeline.finish()
+    writer.close({}, 0)
+    assert pipeline.counters.received > 0
+    assert pipeline.counters.imbalance() is None
+
+
+# --- hand-over between threads ---
+
+
+def test_a_channel_keeps_order_and_its_bound() -> None:
+    channel: Channel[int] = Channel(2)
+    assert channel.put(1, wait=False)
+    assert channel.put(2, wait=False)
+    assert not channel.put(3, wait=False)
+    assert [channel.get(0), channel.get(0), channel.get(0.01)] == [1, 2, None]
+
+
+def test_a_channel_where_the_newest_wins() -> None:
+    channel: Channel[int] = Channel(1, newest_wins=True)
+    assert all(channel.put(item, wait=False) for item in range(5))
+    assert channel.get(0) == 4
+
+
+def test_a_closed_channel_is_emptied_first() -> None:
+    channel: Channel[int] = Channel(2)
+    channel.put(1, wait=False)
+    channel.close()
+    assert not channel.put(2, wait=True)
+    assert channel.get(1) == 1
+    with pytest.raises(Closed):
+        channel.get(1)
+
+
+def test_closing_wakes_who_waits() -> None:
+    full: Channel[int] = Channel(1)
+    full.put(1, wait=False)
+    answers: list[bool] = []
+    waiter = threading.Thread(target=lambda: answers.append(full.put(2, wait=True)))
+    waiter.start()
+    full.close()
+    waiter.join(5)
+    assert answers == [False]
+
+
+# --- stage clocks ---
+
+
+@given(st.lists(st.integers(1_000, 10**11), min_size=1, max_size=300))
+def test_percentiles_are_right_to_one_per_cent(durations_ns: list[int]) -> None:
+    clock = Latency()
+    for duration_ns in durations_ns:
+        clock.add(duration_ns)
+    found = clock.percentiles_ms()
+    exact = np.percentile(durations_ns, [50, 99, 99.9], method="inverted_cdf") / 1e6
+    for name, value in zip(("p50", "p99", "p99_9"), exact, strict=True):
+        assert found[name] == pytest.approx(value, rel=0.0101, abs=1e-3)
+    assert found["max"] == pytest.approx(max(durations_ns) / 1e6, abs=1e-3)
+
+
+def test_no_frame_no_percentile() -> None:
+    assert Latency().percentiles_ms() == {"p50": None, "p99": None, "p99_9": None, "max": None}

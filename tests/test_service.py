@@ -1,0 +1,311 @@
+"""The whole product, as its users meet it: the command line, a file, and clients in other processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+import realtime_skyseg as sky
+from conftest import settings
+from realtime_skyseg.cli import main
+from realtime_skyseg.segmentation import load_model
+
+#: Saves every mask of a stream, in order, until its end: a client in a process of its own.
+CLIENT = """
+import sys, numpy as np, realtime_skyseg as sky
+from realtime_skyseg.streaming import ImageMessage, SeriesEndMessage
+masks, numbers = [], []
+with sky.Subscriber(sys.argv[1], queue_messages=2000) as stream:
+    print("joining", flush=True)
+    for message in stream.every(timeout_s=120):
+        if isinstance(message, ImageMessage):
+            masks.append(message.mask)
+            numbers.append((message.frame, message.count, message.stripes))
+    assert isinstance(message, SeriesEndMessage), "no end"
+    assert (stream.lost, stream.malformed) == (0, 0), (stream.lost, stream.malformed)
+np.savez(sys.argv[2], masks=np.stack(masks), numbers=np.array(numbers), **{k: message.frames[k] for k in ("received", "analysed", "written")})
+"""  # noqa: E501
+
+
+def noisy_discs(index: int, shape: tuple[int, int] = (96, 128), dtype: type = np.uint8) -> np.ndarray:
+    """An image with 6 dark discs in noise."""
+    picture = np.full(shape, 128.0)
+    for k in range(6):
+        cv2.circle(picture, (20 + 40 * (k % 3) + index % 5, 25 + 45 * (k // 3)), 7, 85.0, -1)
+    noise = np.random.default_rng(index).normal(0, 12, shape)
+    return np.clip(picture + noise, 0, 255).astype(dtype)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A folder of ten small images."""
+    folder = tmp_path / "recording"
+    folder.mkdir()
+    for index in range(10):
+        cv2.imwrite(str(folder / f"{index}.png"), noisy_discs(index))
+    return folder
+
+
+def free_address() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def command(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "realtime_skyseg.cli", *arguments],
+        capture_output=True, text=True, timeout=120, check=False, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def test_masks_in_the_file_equal_masks_in_another_process(tmp_path: Path) -> None:
+    """300 frames of the bundled recording: what a client received, the file holds, bit for bit."""
+    address = free_address()
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, address, str(tmp_path / "client.npz")])
+    config = settings(
+        tmp_path,
+        {"path": "bundled", "loop": True, "limit": 300},
+        stream={"address": address, "wait_for_subscribers": 1, "queue_messages": 1000},
+    )
+    summary = sky.Service(config).run()
+    assert client.wait(60) == 0
+    assert (summary.status, summary.exit_status) == ("ok", 0)
+    assert summary.frames["received"] == summary.frames["analysed"] == summary.frames["written"] == 300
+    received = np.load(tmp_path / "client.npz")
+    with sky.open_run(summary.run_file) as run:
+        np.testing.assert_array_equal(run.mask[:], received["masks"])
+        table = run.table
+        np.testing.assert_array_equal(received["numbers"][:, 0], np.arange(300))
+        np.testing.assert_array_equal(received["numbers"][:, 1], table["count"])
+        np.testing.assert_array_equal(received["numbers"][:, 2], table["stripes"])
+        assert run.summary is not None
+        for key in ("received", "analysed", "written"):
+            assert int(received[key]) == run.summary["frames"][key] == 300
+        assert (table["published_ns"] >= table["segmented_ns"]).all()
+        assert (table["segmented_ns"] >= table["received_ns"]).all()
+
+
+def test_the_count_follows_the_truth_of_the_bundled_recording(tmp_path: Path) -> None:
+    summary = sky.Service(settings(tmp_path)).run()
+    bundled = Path(__file__).parents[1] / "simulator" / "recordings" / "skyrmions_field_sweep.tif"
+    with tifffile.TiffFile(bundled) as file:
+        truth = np.array(json.loads(file.pages[0].description)["true_count"])  # type: ignore[union-attr]
+    with sky.open_run(summary.run_file) as run:
+        found = run.table["count"] + run.table["stripes"]
+        assert np.isfinite(run.table["field_mT"]).all()
+    error = np.abs(found - truth) / np.maximum(truth, 1)
+    assert np.median(error) < 0.05
+
+
+def test_a_run_analysed_again_gives_the_same(tmp_path: Path, recording: Path) -> None:
+    """Run files are recordings too, and the same frames give the same masks."""
+    first = sky.Service(settings(tmp_path / "first", {"path": str(recording)})).run()
+    second = sky.Service(settings(tmp_path / "second", {"path": first.run_file})).run()
+    with sky.open_run(first.run_file) as one, sky.open_run(second.run_file) as two:
+        np.testing.assert_array_equal(one.raw[:], two.raw[:])
+        np.testing.assert_array_equal(one.mask[:], two.mask[:])
+        assert one.objects().tobytes() == two.objects().tobytes()
+        assert set(one.table["count"]) == {6}
+
+
+def test_the_segmenter_gives_what_the_run_gave(tmp_path: Path, recording: Path) -> None:
+    summary = sky.Service(settings(tmp_path, {"path": str(recording)})).run()
+    segmenter = sky.Segmenter.load("compact")
+    with sky.open_run(summary.run_file) as run:
+        for index in range(run.n_frames):
+            np.testing.assert_array_equal(segmenter(run.raw[index]).mask, run.mask[index])
+
+
+def test_a_run_without_a_stream(tmp_path: Path, recording: Path) -> None:
+    service = sky.Service(settings(tmp_path, {"path": str(recording)}, stream={"enabled": False}))
+    assert service.run().frames["analysed"] == 10
+    assert service.address == ""
+
+
+def test_the_run_file_says_where_it_comes_from(tmp_path: Path, recording: Path) -> None:
+    config = settings(tmp_path, {"path": str(recording)}, record={"sample": "Co", "operator": "Ada"})
+    summary = sky.Service(config).run()
+    with sky.open_run(summary.run_file) as run:
+        assert run.config == json.loads(config.model_dump_json())
+        assert run.provenance["weights_sha256"] == load_model("compact").sha256
+        assert run.provenance["engine"] == summary.engine
+        assert run.summary == summary.as_dict()
+
+
+# --- the command line ---
+
+
+def test_run_prints_its_summary_as_json_last(tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(settings(tmp_path, {"path": str(recording)}).to_yaml())
+    assert main(["run", str(path), "--json", "--plot", str(tmp_path / "run.png")]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["frames"] == {
+        "received": 10, "analysed": 10, "written": 10, "not_analysed": {}, "not_written": {}, "camera_lost": 0,
+    }  # fmt: skip
+    assert set(summary["latency_ms"]) == {"queue", "prepare", "segment", "measure", "publish", "total"}
+    assert all(set(stage) == {"p50", "p99", "p99_9", "max"} for stage in summary["latency_ms"].values())
+    assert {"rate_hz", "engine", "device", "model"} <= set(summary)
+    assert cv2.imread(str(tmp_path / "run.png")) is not None
+    assert main(["info", summary["run_file"]]) == 0
+    text = capsys.readouterr().out
+    assert "10 of 96x128 uint8" in text
+    assert "finished, exit status 0" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C of another process works differently there")
+def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "realtime_skyseg.cli", "demo", "--json", "--set", "camera.loop=true",
+         "--set", f"record.folder={tmp_path}", "--set", "stream.address=tcp://127.0.0.1:0"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        while "received" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        summary = json.loads(process.stdout.read().splitlines()[-1])
+    assert process.wait(30) == 0
+    assert summary["status"] == "stopped"
+    frames = summary["frames"]
+    assert frames["received"] == frames["analysed"] == frames["written"] > 0
+    with sky.open_run(summary["run_file"]) as run:
+        assert run.n_frames == frames["received"]
+
+
+def test_watch_prints_a_run_in_another_process(tmp_path: Path, recording: Path) -> None:
+    address = free_address()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "realtime_skyseg.cli", "watch", address, "--once"], stdout=subprocess.PIPE, text=True
+    )
+    stream = {"address": address, "wait_for_subscribers": 1}
+    sky.Service(settings(tmp_path, {"path": str(recording)}, stream=stream)).run()
+    output, _ = watch.communicate(timeout=60)
+    assert watch.returncode == 0
+    assert "model compact on" in output
+    assert "skyrmions 6" in output
+    assert "run ended: ok  received 10  analysed 10  written 10" in output
+
+
+def test_nobody_joins(tmp_path: Path, recording: Path) -> None:
+    stream = {"wait_for_subscribers": 1, "wait_s": 0.1}
+    summary = sky.Service(settings(tmp_path, {"path": str(recording)}, stream=stream)).run()
+    assert summary.exit_status == 1
+    assert summary.message == "stream.wait_for_subscribers: 0 of 1 joined within 0.1 s"
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert "compact: " in capsys.readouterr().out
+
+
+# --- what goes wrong ends with one sentence, its exit status, and what was recorded until then ---
+
+
+def size_changes(folder: Path) -> Path:
+    for index in range(8):
+        cv2.imwrite(str(folder / f"{index}.png"), noisy_discs(index, (96, 128) if index < 5 else (80, 128)))
+    return folder
+
+
+def truncated_tiff(folder: Path) -> Path:
+    path = folder / "cut.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for index in range(8):
+            writer.write(noisy_discs(index), contiguous=False)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.65)])
+    return path
+
+
+def broken_png(folder: Path) -> Path:
+    for index in range(8):
+        cv2.imwrite(str(folder / f"{index}.png"), noisy_discs(index))
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:200])
+    return folder
+
+
+def empty_folder(folder: Path) -> Path:
+    return folder
+
+
+FAULTS = [
+    # recording, settings, exit status, frames recorded, what the sentence names
+    (size_changes, [], 1, 5, "frame 5 (5.png) is 80x128 uint8, but the recording began with 96x128 uint8"),
+    (truncated_tiff, [], 1, 5, "cut.tif"),
+    (broken_png, [], 1, 5, "5.png"),
+    (empty_folder, [], 2, None, "empty_folder"),
+    (size_changes, ["camera.lop=true"], 2, None, "camera.lop: unknown key; did you mean 'loop'? allowed: "),
+    (size_changes, ["analysis.model=none"], 2, None, "'none' is neither a shipped model nor a file"),
+    (size_changes, ["camera.path=nowhere"], 2, None, "nowhere"),
+    (size_changes, ["record.folder=/dev/null/runs"], 2, None, "record.folder: run file '/dev/null/runs/run.h5.partial' cannot"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "overrides", "status", "recorded", "sentence"), FAULTS)
+def test_faults(
+    tmp_path: Path, make: object, overrides: list[str], status: int, recorded: int | None, sentence: str
+) -> None:
+    folder = tmp_path / make.__name__  # type: ignore[attr-defined]
+    folder.mkdir()
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"camera: {{driver: replay, path: '{make(folder)}', rate_hz: max}}\n"  # type: ignore[operator]
+        f"analysis: {{policy: every}}\nstream: {{address: 'tcp://127.0.0.1:0'}}\nrecord: {{folder: '{tmp_path}', name: run}}\n"
+    )
+    done = command("run", str(path), *[part for override in overrides for part in ("--set", override)])
+    assert done.returncode == status, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "libpng" not in line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("skyseg: ")
+    assert sentence in lines[0]
+    if recorded is None:
+        assert list(tmp_path.rglob("*.h5*")) == []
+    else:
+        with sky.open_run(tmp_path / "run.h5") as run:
+            assert run.n_frames == recorded
+            assert run.exit_status == status
+            assert run.summary is not None
+            assert run.summary["frames"]["analysed"] == run.summary["frames"]["written"] == recorded
+            assert sentence in run.summary["message"]
+            np.testing.assert_array_equal(run.raw[recorded - 1], noisy_discs(recorded - 1))
+
+
+def test_wrong_use_of_the_command() -> None:
+    assert command("walk").returncode == 2
+    assert command("run").returncode == 2
+
+
+def test_check_validates_without_touching_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.yaml"
+    path.write_text("camera: {driver: replay, path: no/such/recording}\n")
+    assert main(["check", str(path)]) == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_help_answers_quickly() -> None:
+    begun = time.monotonic()
+    assert command("--help").returncode == 0
+    assert time.monotonic() - begun < 3
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path) -> Iterator[None]:
+    """Default folders of a run are relative to the working directory."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(before)

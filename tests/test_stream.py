@@ -1,0 +1,285 @@
+"""The stream: messages, publisher and subscriber over real sockets."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from realtime_skyseg.analysis import measure
+from realtime_skyseg.config import StreamSettings
+from realtime_skyseg.errors import SettingsError, StreamError
+from realtime_skyseg.records import OBJECT_DTYPE, Class, Event, Frame, Result
+from realtime_skyseg.streaming import (
+    CountsMessage,
+    EventMessage,
+    HeaderMessage,
+    HeartbeatMessage,
+    ImageMessage,
+    Publisher,
+    SeriesEndMessage,
+    Subscriber,
+    decode,
+)
+from realtime_skyseg.streaming.messages import encode, object_columns
+
+HEADER = {
+    "filename": "/runs/run.h5",
+    "shape": (40, 60),
+    "classes": {value.name.lower(): value.value for value in Class},
+    "model": "compact",
+    "engine": "openvino",
+    "started_ns": 1,
+    "clock": "camera",
+}
+
+
+def result(index: int, seed: int = 0, shape: tuple[int, int] = (40, 60)) -> Result:
+    mask = np.random.default_rng(seed + index).integers(0, 5, shape, np.uint8)
+    frame = Frame(mask, number=index, index=index, received_ns=time.time_ns(), field_mT=0.5)
+    return Result(frame, measure(mask, min_area_px=1), segmented_ns=time.time_ns())
+
+
+# --- messages ---
+
+
+@given(
+    frame=st.integers(0, 2**62),
+    mask=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30)),
+    objects=hnp.arrays(OBJECT_DTYPE, st.integers(0, 20)),
+    field_mT=st.none() | st.floats(-1e3, 1e3),
+)
+def test_images_survive_the_wire(frame: int, mask: np.ndarray, objects: np.ndarray, field_mT: float | None) -> None:
+    sent = ImageMessage(
+        msg_number=3, run="r", frame=frame, shape=mask.shape, number=frame, count=1, stripes=2, area_fraction=0.1,
+        field_mT=field_mT, camera_ns=-1, received_ns=5, segmented_ns=6, **object_columns(objects),
+    )  # fmt: skip
+    received = decode([encode(sent), mask.tobytes()])
+    assert isinstance(received, ImageMessage)
+    np.testing.assert_array_equal(received.mask, mask)
+    assert received.objects.tobytes() == objects.tobytes()
+    assert received.objects.dtype == OBJECT_DTYPE
+    assert received.model_dump() == sent.model_dump()
+
+
+def test_the_header_part_follows_stins() -> None:
+    """What a reader of the MAX IV convention relies on: `htype` first, without spaces, and these keys."""
+    found = result(7)
+    image = ImageMessage(
+        msg_number=9, run="r", frame=7, shape=found.segmentation.mask.shape, number=7, count=0, stripes=0,
+        area_fraction=0.0, field_mT=None, camera_ns=-1, received_ns=1, segmented_ns=2,
+        **object_columns(found.segmentation.objects),
+    )  # fmt: skip
+    text = encode(image)
+    assert text.startswith(b'{"htype":"image","msg_number":9,')
+    tree = json.loads(text)
+    assert (tree["frame"], tree["shape"], tree["type"], tree["compression"]) == (7, [40, 60], "uint8", "none")
+    assert tree["field_mT"] is None
+
+
+IMAGE = json.loads(
+    encode(
+        ImageMessage(
+            msg_number=0, run="r", frame=0, shape=(2, 3), number=0, count=0, stripes=0, area_fraction=0.0, field_mT=None,
+            camera_ns=-1, received_ns=1, segmented_ns=2, **object_columns(np.zeros(0, OBJECT_DTYPE)),
+        )  # fmt: skip
+    )
+)
+
+
+def changed(**values: object) -> bytes:
+    return json.dumps({**IMAGE, **values}).encode()
+
+
+MALFORMED = [
+    # what, parts
+    ("no part", []),
+    ("three parts", [changed(), b"123456", b""]),
+    ("no JSON", [b"\xff\x00"]),
+    ("no object", [b"[]"]),
+    ("unknown kind", [b'{"htype":"party","msg_number":0,"run":"r"}']),
+    ("mask missing", [changed()]),
+    ("mask too short", [changed(), b"12345"]),
+    ("negative shape", [changed(shape=[-2, -3]), b"123456"]),
+    ("enormous shape", [changed(shape=[2**40, 2**40]), b""]),
+    ("another pixel type", [changed(type="float64"), b"123456"]),
+    ("objects not base64", [changed(objects_base64="!"), b"123456"]),
+    ("objects cut", [changed(objects_base64="AAAA"), b"123456"]),
+    ("objects of Python objects", [changed(object_dtype=[["x", "|O"]], objects_base64=""), b"123456"]),
+    ("a column twice", [changed(object_dtype=[["x", "<f4"], ["x", "<f4"]]), b"123456"]),
+    ("a blob where none belongs", [b'{"htype":"series_end","msg_number":1,"run":"r","status":"ok","message":"","frames":{}}', b""]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "parts"), MALFORMED, ids=[what for what, _ in MALFORMED])
+def test_malformed_messages_are_one_error(what: str, parts: list[bytes]) -> None:
+    with pytest.raises(StreamError, match="malformed"):
+        decode(parts)
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_random_bytes_are_one_error(parts: list[bytes]) -> None:
+    with pytest.raises(StreamError):
+        decode(parts)
+
+
+@given(st.sampled_from(sorted(IMAGE)), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_any_value_in_any_key_is_a_message_or_one_error(key: str, value: object) -> None:
+    try:
+        decode([changed(**{key: value}), b"123456"])
+    except StreamError:
+        pass
+
+
+# --- sockets ---
+
+
+def settings(**values: object) -> StreamSettings:
+    return StreamSettings.model_validate({"address": "tcp://127.0.0.1:0", **values})
+
+
+def test_a_run_reaches_its_subscriber() -> None:
+    publisher = Publisher(settings(), "run-1")
+    with Subscriber(publisher.address) as subscriber:
+        assert publisher.wait_for_subscriptions(1, 5)
+        publisher.start(HEADER)
+        sent = [result(index) for index in range(3)]
+        for one in sent:
+            publisher.result(one)
+        publisher.event(Event(time.time_ns(), "note", "look here", 2))
+        publisher.end("ok", "", {"received": 3})
+        received = list(subscriber.every(timeout_s=5))
+        assert subscriber.lost == subscriber.malformed == 0
+        assert subscriber.ended
+    publisher.close()
+    kinds = [type(message) for message in received]
+    assert kinds == [HeaderMessage, *[ImageMessage, CountsMessage] * 3, EventMessage, SeriesEndMessage]
+    masks = [message for message in received if isinstance(message, ImageMessage)]
+    for message, one in zip(masks, sent, strict=True):
+        np.testing.assert_array_equal(message.mask, one.segmentation.mask)
+        assert message.objects.tobytes() == one.segmentation.objects.tobytes()
+        assert (message.frame, message.count) == (one.frame.index, one.segmentation.count)
+        assert message.field_mT == 0.5
+    assert not masks[0].mask.flags.writeable
+
+
+def test_who_joins_late_gets_the_header() -> None:
+    publisher = Publisher(settings(), "run-1")
+    publisher.start(HEADER)
+    publisher.result(result(0))
+    with Subscriber(publisher.address) as late:
+        assert publisher.wait_for_subscriptions(1, 5)
+        publisher.result(result(1))
+        first = late.receive(5)
+        assert isinstance(first, HeaderMessage)
+        assert first.model == "compact"
+        second = late.receive(5)
+        assert isinstance(second, ImageMessage)
+        assert second.frame == 1
+        assert late.lost == 0
+    publisher.close()
+
+
+def test_latest_skips_what_is_old() -> None:
+    publisher = Publisher(settings(), "run-1")
+    with Subscriber(publisher.address) as subscriber:
+        assert publisher.wait_for_subscriptions(1, 5)
+        for index in range(20):
+            publisher.result(result(index))
+        time.sleep(0.3)  # a busy client
+        newest = subscriber.latest(5)
+        assert newest is not None
+        assert newest.frame == 19
+        assert subscriber.latest(0.05) is None
+        publisher.end("ok", "", {})
+        assert subscriber.latest(5) is None
+        assert subscriber.ended
+    publisher.close()
+
+
+def test_counts_alone_need_no_masks() -> None:
+    publisher = Publisher(settings(), "run-1")
+    with Subscriber(publisher.address, masks=False) as subscriber:
+        assert publisher.wait_for_subscriptions(3, 5)
+        publisher.result(result(0))
+        publisher.end("ok", "", {})
+        assert [type(message) for message in subscriber.every(5)] == [CountsMessage, SeriesEndMessage]
+    publisher.close()
+
+
+def test_a_slow_subscriber_loses_and_a_fast_one_does_not() -> None:
+    """Neither makes the publisher wait; losses are counted at both ends."""
+    publisher = Publisher(settings(queue_messages=4), "run-1")
+    with (
+        Subscriber(publisher.address, queue_messages=4) as slow,
+        Subscriber(publisher.address, queue_messages=1000) as fast,
+    ):
+        assert publisher.wait_for_subscriptions(2, 5)
+        received = 0
+        longest_s = 0.0
+        n = 60
+        for index in range(n):
+            one = result(index, shape=(700, 700))
+            begun = time.perf_counter()
+            publisher.result(one)
+            longest_s = max(longest_s, time.perf_counter() - begun)
+            while isinstance(message := fast.receive(2), ImageMessage):
+                received += 1
+            assert isinstance(message, CountsMessage)
+        assert received == n
+        assert fast.lost == 0
+        assert publisher.lost_messages > 0
+        assert longest_s < 1
+        publisher.end("ok", "", {})
+        arrived = 0
+        while slow.receive(0.5) is not None:
+            arrived += 1
+        assert arrived < 2 * n
+    publisher.close()
+
+
+def test_a_gap_in_the_numbers_is_a_loss() -> None:
+    import zmq
+
+    context = zmq.Context()
+    socket = context.socket(zmq.XPUB)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        socket.recv()  # the subscription
+        for number in (0, 1, 4, 5):
+            socket.send(encode(EventMessage(msg_number=number, run="r", time_ns=0, kind="k", message="m", frame=-1)))
+        socket.send(b"garbage")
+        socket.send(encode(EventMessage(msg_number=9, run="another run", time_ns=0, kind="k", message="m", frame=-1)))
+        assert len([subscriber.receive(2) for _ in range(5)]) == 5
+        assert (subscriber.lost, subscriber.malformed) == (2, 1)
+    socket.close()
+    context.term()
+
+
+def test_the_heartbeat_comes_when_due() -> None:
+    publisher = Publisher(settings(heartbeat_s=0.05), "run-1")
+    with Subscriber(publisher.address) as subscriber:
+        assert publisher.wait_for_subscriptions(1, 5)
+        publisher.heartbeat({"received": 0})
+        assert subscriber.receive(0.02) is None
+        time.sleep(publisher.seconds_to_heartbeat())
+        publisher.heartbeat({"received": 4})
+        beat = subscriber.receive(2)
+        assert isinstance(beat, HeartbeatMessage)
+        assert beat.frames == {"received": 4}
+    publisher.close()
+
+
+def test_an_address_in_use_is_a_wrong_setting() -> None:
+    first = Publisher(settings(), "run-1")
+    with pytest.raises(SettingsError, match=f"stream.address: '{first.address}' cannot be bound: Address already in use"):
+        Publisher(settings(address=first.address), "run-2")
+    first.close()
+
+
+def test_a_wrong_address_cannot_be_joined() -> None:
+    with pytest.raises(StreamError, match="'nonsense' cannot be joined"):
+        Subscriber("nonsense")

@@ -1,0 +1,176 @@
+"""Training and evaluation: labels, figures, and a small training from end to end."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import realtime_skyseg as sky
+from realtime_skyseg.cli import main
+from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.records import Class
+from realtime_skyseg.segmentation import load_model
+from realtime_skyseg.training.evaluate import Scores, score_image
+from realtime_skyseg.training.labelled import read_label, read_labelled
+
+# OpenCV's order: blue, green, red
+PAINT = {
+    Class.BACKGROUND: (255, 0, 0),
+    Class.SKYRMION: (0, 0, 255),
+    Class.DEFECT: (0, 255, 0),
+    Class.OUTSIDE: (0, 255, 255),
+    Class.EDGE: (255, 255, 0),
+}
+
+
+def write_labelled(folder: Path, n: int = 6) -> Path:
+    """A data set of noisy discs: images, labels and a table with folds 0 and 1."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    rows = ["image,label,source_id,frame_in_dataset,fold"]
+    for index in range(n):
+        rng = np.random.default_rng(index)
+        label = np.full((128, 160, 3), PAINT[Class.BACKGROUND], np.uint8)
+        for _ in range(12):
+            cv2.circle(label, (int(rng.integers(160)), int(rng.integers(128))), 7, PAINT[Class.SKYRMION], -1)
+        image = 128 - 45.0 * (label[..., 2] > 0) + rng.normal(0, 12, label.shape[:2])
+        cv2.imwrite(str(folder / "images" / f"{index}.png"), np.clip(image, 0, 255).astype(np.uint8))
+        cv2.imwrite(str(folder / "labels" / f"{index}.png"), label)
+        rows.append(f"images/{index}.png,labels/{index}.png,{index // 2},0,{index % 2}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def training_settings(data: Path, out: Path, **values: object) -> str:
+    lines = {
+        "images": data / "images", "labels": data / "labels", "table": data / "table.csv", "out": out,
+        "train_folds": [0], "validate_folds": [1], "filters": 4, "depth": 2, "crop_px": 64, "batch": 4, "steps": 30,
+        "validate_every": 15, **values,
+    }  # fmt: skip
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def test_label_colours_are_classes(tmp_path: Path) -> None:
+    picture = np.zeros((1, 5, 3), np.uint8)
+    for value, colour in PAINT.items():
+        picture[0, value] = colour
+    cv2.imwrite(str(tmp_path / "label.png"), picture)
+    assert read_label(tmp_path / "label.png").tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_a_colour_without_a_class(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "label.png"), np.full((4, 4, 3), 255, np.uint8))
+    with pytest.raises(SettingsError, match=r"colour \(255, 255, 255\) at column 0, row 0; allowed: red skyrmion"):
+        read_label(tmp_path / "label.png")
+
+
+def test_folds_choose_images(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path)
+    pairs = read_labelled(data / "images", data / "labels", data / "table.csv", [1])
+    assert [(pair.name, pair.source, pair.fold) for pair in pairs] == [("1.png", "0", 1), ("3.png", "1", 1), ("5.png", "2", 1)]
+    assert all(pair.image.shape == pair.mask.shape for pair in pairs)
+
+
+WRONG = [
+    # folds, what is taken away, what the sentence names
+    ([7], None, "has no image of fold"),
+    ([1], "images", "is not a folder"),
+    ([1], "labels/1.png", "cannot be read as a picture"),
+    ([1], "table.csv", "is not a file"),
+]
+
+
+@pytest.mark.parametrize(("folds", "missing", "sentence"), WRONG)
+def test_data_that_cannot_be_read(tmp_path: Path, folds: list[int], missing: str | None, sentence: str) -> None:
+    data = write_labelled(tmp_path)
+    if missing:
+        (data / missing).rename(data / "away")
+    with pytest.raises(SettingsError, match=sentence):
+        read_labelled(data / "images", data / "labels", data / "table.csv", folds)
+
+
+def square(left: int, size: int = 6, shape: tuple[int, int] = (20, 40)) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    mask[5 : 5 + size, left : left + size] = Class.SKYRMION
+    return mask
+
+
+FIGURES = [
+    # what, mask, label, IoU, object F1, count error
+    ("the same", square(3), square(3), 1.0, 1.0, 0.0),
+    ("nothing in both", np.zeros((20, 40), np.uint8), np.zeros((20, 40), np.uint8), 1.0, 1.0, 0.0),
+    ("shifted by one", square(4), square(3), 30 / 42, 1.0, 0.0),
+    ("shifted by half", square(6), square(3), 18 / 54, 0.0, 0.0),
+    ("missed", np.zeros((20, 40), np.uint8), square(3), 0.0, 0.0, 1.0),
+    ("one of two", square(3), np.maximum(square(3), square(20)), 0.5, 2 / 3, 0.5),
+    ("fragments do not count", np.maximum(square(3), square(20, 3)), square(3), 36 / 45, 1.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("what", "mask", "label", "iou", "f1", "error"), FIGURES, ids=[row[0] for row in FIGURES])
+def test_figures(what: str, mask: np.ndarray, label: np.ndarray, iou: float, f1: float, error: float) -> None:
+    figures = Scores([score_image("x", mask, label)]).figures()
+    assert figures["skyrmion_iou"] == pytest.approx(iou)
+    assert figures["object_f1"] == pytest.approx(f1)
+    assert figures["count_mape"] == pytest.approx(error)
+
+
+def test_mcc_agrees_with_its_definition_by_correlation() -> None:
+    rng = np.random.default_rng(0)
+    mask, label = rng.integers(0, 2, (2, 50, 50), np.uint8)
+    label |= mask & rng.integers(0, 2, (50, 50), np.uint8)
+    expected = np.corrcoef(mask.ravel() == 1, label.ravel() == 1)[0, 1]
+    assert Scores([score_image("x", mask, label)]).figures()["skyrmion_mcc"] == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and a tiny model trained on it through the command line."""
+    folder = tmp_path_factory.mktemp("training")
+    data = write_labelled(folder / "data")
+    (folder / "train.yaml").write_text(training_settings(data, folder / "tiny.safetensors"))
+    assert main(["train", str(folder / "train.yaml")]) == 0
+    return data, folder / "tiny.safetensors"
+
+
+def test_a_training_ends_with_a_model_that_every_engine_runs(trained: tuple[Path, Path]) -> None:
+    data, path = trained
+    model = load_model(str(path))
+    assert model.network == {"unshuffle": 2, "filters": 4, "depth": 2, "classes": 5}
+    assert model.training["images"] == 3
+    image = cv2.imread(str(data / "images" / "1.png"), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    masks = [sky.Segmenter.load(str(path), engine)(image).mask for engine in ("torch", "openvino")]
+    assert np.mean(masks[0] == masks[1]) > 0.98
+
+
+def test_evaluate_writes_its_figures(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, path = trained
+    arguments = ["evaluate", "--images", str(data / "images"), "--labels", str(data / "labels")]
+    arguments += ["--table", str(data / "table.csv"), "--fold", "1", "--json", str(tmp_path / "scores.json")]
+    assert main([*arguments, "--model", str(path), "--engine", "torch"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    names = {
+        "skyrmion_iou", "skyrmion_mcc", "defect_iou", "object_precision", "object_recall", "object_f1", "count_mape",
+        "count_median_ape",
+    }  # fmt: skip
+    assert names <= set(scores)
+    assert [entry["image"] for entry in scores["per_image"]] == ["1.png", "3.png", "5.png"]
+    assert all(names <= set(entry) for entry in scores["per_image"])
+    assert "skyrmion_iou" in capsys.readouterr().out
+    # The figures that training stored are those of the file it wrote.
+    assert scores["skyrmion_iou"] == pytest.approx(load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-4)
+
+
+def test_the_shipped_model_knows_discs(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "data", n=2)
+    out = tmp_path / "scores.json"
+    arguments = ["evaluate", "--images", str(data / "images"), "--labels", str(data / "labels"), "--json", str(out)]
+    figures = []
+    for more in ([], ["--invert"]):
+        assert main([*arguments, *more]) == 0
+        figures.append(json.loads(out.read_text())["skyrmion_iou"])
+    assert min(figures) > 0.8
+    assert abs(figures[0] - figures[1]) < 0.05
