@@ -119,6 +119,7 @@ class Service:
                 pixel_size_um=config.measure.pixel_size_um,
             )
             writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, config.record.flush_s)
+            owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
             pipeline = Pipeline(
                 camera,
                 segmenter,
@@ -185,12 +186,15 @@ class Service:
             if self._stop.is_set():
                 pipeline.stop()
             while not pipeline.wait(watch_s):
-                if watch:
-                    watch(pipeline)
+                if watch and not _show(watch, pipeline):
+                    watch = None
+        except KeyboardInterrupt:  # where no signal handler calls `stop`, as in a notebook
+            self._stop.set()
+            watch = None
         finally:
             pipeline.finish()
         if watch:
-            watch(pipeline)
+            _show(watch, pipeline)
 
     def _wait_for_subscribers(self, publisher: Publisher) -> None:
         wanted, seconds = self.config.stream.wait_for_subscribers, self.config.stream.wait_s
@@ -206,6 +210,16 @@ class Service:
         record = self.config.record
         stamp = time.strftime("%Y-%m-%dT%H%M%S") + f"-{time.time_ns() // 1_000_000 % 1000:03d}"
         return record.folder / f"{record.name.replace('{time}', stamp)}.h5"
+
+
+def _show(watch: Callable[[Pipeline], None], pipeline: Pipeline) -> bool:
+    """Call a display; False where it failed, which must not end the run."""
+    try:
+        watch(pipeline)
+    except Exception:
+        log.exception("the display of the run failed and is left out from here on")
+        return False
+    return True
 
 
 def _verdict(frames: dict[str, Any], faults: list[str], stopped: bool) -> tuple[Status, str]:

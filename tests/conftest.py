@@ -34,7 +34,7 @@ def _open_sockets() -> int:
     kinds = []
     for handle in here.iterdir():
         try:
-            kinds.append(os.readlink(handle))
+            kinds.append(str(handle.readlink()))
         except OSError:
             continue
     return sum(kind.startswith(("socket:", "anon_inode:[eventfd]")) for kind in kinds)

@@ -128,7 +128,13 @@ def test_settings_survive_yaml(
     assert validate(yaml.safe_load(config.to_yaml())) == config
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda below: st.lists(below) | st.dictionaries(st.text(), below), max_leaves=12))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda below: st.lists(below) | st.dictionaries(st.text(), below),
+        max_leaves=12,
+    )
+)
 def test_any_tree_is_settings_or_one_error(value: object) -> None:
     tree = value if isinstance(value, dict) else {"camera": value}
     with pytest.raises(SettingsError):

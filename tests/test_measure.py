@@ -88,7 +88,10 @@ def test_the_area_fraction_is_of_the_sample() -> None:
     assert measure(np.full((20, 20), Class.OUTSIDE, np.uint8)).area_fraction == 0
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4)), st.integers(1, 30))
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 4)),
+    st.integers(1, 30),
+)
 def test_any_mask_agrees_with_scipy(mask: np.ndarray, min_area_px: int) -> None:
     found = measure(mask, min_area_px)
     labels, n = scipy.ndimage.label(mask == Class.SKYRMION, np.ones((3, 3)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_run_file import ORIGIN
 
 from realtime_skyseg.devices import Camera, CameraEnded, DriverSettings
 from realtime_skyseg.errors import CameraError
@@ -17,7 +18,6 @@ from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
 from realtime_skyseg.records import Frame, Skipped
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Run, RunWriter, open_run
-from test_run_file import ORIGIN
 
 SHAPE = (64, 80)
 
@@ -68,7 +68,9 @@ def drive(tmp_path: Path, segmenter: Segmenter) -> Iterator[Callable[..., tuple[
     """Run a camera to its end; gives the pipeline and the run file."""
     opened: list[Run] = []
 
-    def run(camera: Camera, policy: Any = "every", analysis_queue: int = 4, recorder_queue: int = 8) -> tuple[Pipeline, Run]:
+    def run(
+        camera: Camera, policy: Any = "every", analysis_queue: int = 4, recorder_queue: int = 8
+    ) -> tuple[Pipeline, Run]:
         segmenter.open(SHAPE)
         writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
         pipeline = Pipeline(camera, segmenter, writer, None, policy, analysis_queue, recorder_queue)
@@ -149,7 +151,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("what", "odd", "name"), CHANGES, ids=[what for what, _, _ in CHANGES])
-def test_a_change_ends_the_run(drive: Callable[..., tuple[Pipeline, Run]], what: str, odd: np.ndarray, name: str) -> None:
+def test_a_change_ends_the_run(
+    drive: Callable[..., tuple[Pipeline, Run]], what: str, odd: np.ndarray, name: str
+) -> None:
     def changing() -> Iterator[Frame]:
         yield from frames(5)
         yield Frame(odd, number=5)

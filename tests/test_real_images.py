@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from conftest import settings
 
 import realtime_skyseg as sky
-from conftest import settings
 from realtime_skyseg.cli import main
 from realtime_skyseg.records import Class
 from realtime_skyseg.training.labelled import read_label
@@ -59,7 +59,10 @@ def test_counts_of_a_real_video(tmp_path: Path, kerr: Path, name: str, numbers: 
         writer.write(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
     writer.release()
 
-    found = {path.name: run(tmp_path / f"run of {path.name}", path) for path in (folder, tmp_path / "video.tif", tmp_path / "video.avi")}
+    found = {
+        path.name: run(tmp_path / f"run of {path.name}", path)
+        for path in (folder, tmp_path / "video.tif", tmp_path / "video.avi")
+    }
     for source, (counts, _, _) in found.items():
         error = np.median(np.abs(counts - truth) / truth)
         print(f"{name}, {source}: median count error {error:.3f}, counts {counts.tolist()}, labels {truth.tolist()}")  # noqa: T201

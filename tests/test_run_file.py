@@ -94,7 +94,9 @@ def test_a_gap_stays_at_its_index(tmp_path: Path) -> None:
 
 @hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    plan=st.lists(st.tuples(st.sampled_from(["written", "lost"]), st.sampled_from(["result", "skip", "nothing"])), max_size=30),
+    plan=st.lists(
+        st.tuples(st.sampled_from(["written", "lost"]), st.sampled_from(["result", "skip", "nothing"])), max_size=30
+    ),
     flush_every=st.integers(1, 7),
 )
 def test_any_order_of_flushes_keeps_every_column(tmp_path: Path, plan: list[tuple[str, str]], flush_every: int) -> None:

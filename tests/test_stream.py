@@ -1,5 +1,6 @@
 """The stream: messages, publisher and subscriber over real sockets."""
 
+import contextlib
 import json
 import time
 
@@ -83,9 +84,20 @@ def test_the_header_part_follows_stins() -> None:
 IMAGE = json.loads(
     encode(
         ImageMessage(
-            msg_number=0, run="r", frame=0, shape=(2, 3), number=0, count=0, stripes=0, area_fraction=0.0, field_mT=None,
-            camera_ns=-1, received_ns=1, segmented_ns=2, **object_columns(np.zeros(0, OBJECT_DTYPE)),
-        )  # fmt: skip
+            msg_number=0,
+            run="r",
+            frame=0,
+            shape=(2, 3),
+            number=0,
+            count=0,
+            stripes=0,
+            area_fraction=0.0,
+            field_mT=None,
+            camera_ns=-1,
+            received_ns=1,
+            segmented_ns=2,
+            **object_columns(np.zeros(0, OBJECT_DTYPE)),
+        )
     )
 )
 
@@ -93,6 +105,8 @@ IMAGE = json.loads(
 def changed(**values: object) -> bytes:
     return json.dumps({**IMAGE, **values}).encode()
 
+
+END = SeriesEndMessage(msg_number=1, run="r", status="ok", message="", frames={})
 
 MALFORMED = [
     # what, parts
@@ -110,7 +124,7 @@ MALFORMED = [
     ("objects cut", [changed(objects_base64="AAAA"), b"123456"]),
     ("objects of Python objects", [changed(object_dtype=[["x", "|O"]], objects_base64=""), b"123456"]),
     ("a column twice", [changed(object_dtype=[["x", "<f4"], ["x", "<f4"]]), b"123456"]),
-    ("a blob where none belongs", [b'{"htype":"series_end","msg_number":1,"run":"r","status":"ok","message":"","frames":{}}', b""]),
+    ("a blob where none belongs", [encode(END), b""]),
 ]  # fmt: skip
 
 
@@ -128,10 +142,8 @@ def test_random_bytes_are_one_error(parts: list[bytes]) -> None:
 
 @given(st.sampled_from(sorted(IMAGE)), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
 def test_any_value_in_any_key_is_a_message_or_one_error(key: str, value: object) -> None:
-    try:
+    with contextlib.suppress(StreamError):
         decode([changed(**{key: value}), b"123456"])
-    except StreamError:
-        pass
 
 
 # --- sockets ---
@@ -275,7 +287,9 @@ def test_the_heartbeat_comes_when_due() -> None:
 
 def test_an_address_in_use_is_a_wrong_setting() -> None:
     first = Publisher(settings(), "run-1")
-    with pytest.raises(SettingsError, match=f"stream.address: '{first.address}' cannot be bound: Address already in use"):
+    with pytest.raises(
+        SettingsError, match=f"stream.address: '{first.address}' cannot be bound: Address already in use"
+    ):
         Publisher(settings(address=first.address), "run-2")
     first.close()
 

@@ -69,7 +69,11 @@ def test_a_colour_without_a_class(tmp_path: Path) -> None:
 def test_folds_choose_images(tmp_path: Path) -> None:
     data = write_labelled(tmp_path)
     pairs = read_labelled(data / "images", data / "labels", data / "table.csv", [1])
-    assert [(pair.name, pair.source, pair.fold) for pair in pairs] == [("1.png", "0", 1), ("3.png", "1", 1), ("5.png", "2", 1)]
+    assert [(pair.name, pair.source, pair.fold) for pair in pairs] == [
+        ("1.png", "0", 1),
+        ("3.png", "1", 1),
+        ("5.png", "2", 1),
+    ]
     assert all(pair.image.shape == pair.mask.shape for pair in pairs)
 
 
@@ -146,7 +150,9 @@ def test_a_training_ends_with_a_model_that_every_engine_runs(trained: tuple[Path
     assert np.mean(masks[0] == masks[1]) > 0.98
 
 
-def test_evaluate_writes_its_figures(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_writes_its_figures(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, path = trained
     arguments = ["evaluate", "--images", str(data / "images"), "--labels", str(data / "labels")]
     arguments += ["--table", str(data / "table.csv"), "--fold", "1", "--json", str(tmp_path / "scores.json")]
@@ -161,7 +167,9 @@ def test_evaluate_writes_its_figures(trained: tuple[Path, Path], tmp_path: Path,
     assert all(names <= set(entry) for entry in scores["per_image"])
     assert "skyrmion_iou" in capsys.readouterr().out
     # The figures that training stored are those of the file it wrote.
-    assert scores["skyrmion_iou"] == pytest.approx(load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-4)
+    assert scores["skyrmion_iou"] == pytest.approx(
+        load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-4
+    )
 
 
 def test_the_shipped_model_knows_discs(tmp_path: Path) -> None:

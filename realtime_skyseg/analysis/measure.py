@@ -19,11 +19,12 @@ def measure(mask: Mask, min_area_px: int = 10, stripe_slenderness: float = 3.0) 
         stripe_slenderness: > 1; 4 / pi * length / width for a long stripe.
 
     Returns:
-        The mask itself with its table of objects, ordered by the first pixel in reading order, and its counts.
+        The mask itself with its table of objects and its counts.
     """
-    foreground = (mask == Class.SKYRMION).view(np.uint8)
+    skyrmion = mask == Class.SKYRMION
+    foreground = skyrmion.view(np.uint8)
     n_labels, labels, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8, ltype=cv2.CV_32S)
-    pixels = np.flatnonzero(foreground.ravel())
+    pixels = np.flatnonzero(skyrmion)
     objects = _table(foreground, labels, stats, n_labels, pixels, min_area_px, stripe_slenderness)
     stripes = int(np.count_nonzero(objects["kind"] == Kind.STRIPE))
     on_sample = mask.size - int(np.count_nonzero(mask == Class.OUTSIDE))
@@ -56,9 +57,9 @@ def _table(
     # Second moments from sums over the foreground's pixels alone. Coordinates are taken relative to each box's
     # corner, so that the sums stay small and exact.
     label = labels.ravel()[pixels]
-    y, x = np.divmod(pixels, width)
-    y -= stats[label, cv2.CC_STAT_TOP]
-    x -= stats[label, cv2.CC_STAT_LEFT]
+    rows, columns = np.divmod(pixels, width)
+    y = rows - stats[label, cv2.CC_STAT_TOP]
+    x = columns - stats[label, cv2.CC_STAT_LEFT]
 
     def mean(values: np.ndarray) -> np.ndarray:
         total: np.ndarray = np.bincount(label, values, n_labels)[kept]
@@ -75,7 +76,7 @@ def _table(
     framed = cv2.copyMakeBorder(foreground, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inside = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
     radius = np.zeros(n_labels, np.float32)
-    np.maximum.at(radius, label, inside.ravel()[pixels] if inside.flags.c_contiguous else inside[foreground > 0])
+    np.maximum.at(radius, label, inside[rows, columns])
     disc = np.pi * np.maximum(radius[kept], 1.0) ** 2
 
     left, top, box_width, box_height = (stats[kept, column] for column in range(4))

@@ -13,7 +13,8 @@ from realtime_skyseg.records import Class
 class NetworkShape:
     """What fixes a network's layers.
 
-    U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution).
+    U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution); skips
+    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work.
     """
 
     unshuffle: int = 2  # the network works on 1/unshuffle of the image's grid
@@ -62,7 +63,7 @@ class UNet(nn.Module):
         for level in reversed(range(shape.depth)):
             outputs = shape.filters << level
             self.reduce.append(nn.Conv2d(channels, outputs, 1))
-            self.up.append(_block(2 * outputs, outputs))
+            self.up.append(_block(outputs, outputs))
             channels = outputs
         self.head = nn.Conv2d(channels, shape.classes * shape.unshuffle**2, 1)
 
@@ -77,7 +78,7 @@ class UNet(nn.Module):
         x = self.lowest(x)
         for reduce, block in zip(self.reduce, self.up, strict=True):
             x = functional.interpolate(reduce(x), scale_factor=2.0, mode="nearest")
-            x = block(torch.cat([x, skips.pop()], 1))
+            x = block(x + skips.pop())
         logits: Tensor = self.head(x)
         return logits
 
@@ -97,11 +98,6 @@ class MaskNet(nn.Module):
         """See the class."""
         shape = self.network.shape
         logits = self.network(image)
-        per_class = torch.chunk(logits, shape.classes, dim=1)
-        best = per_class[0]
-        mask = torch.zeros_like(best, dtype=torch.uint8)
-        # Element by element instead of torch.argmax: engines fuse this into one pass over the logits.
-        for value, candidate in enumerate(per_class[1:], start=1):
-            mask = torch.where(candidate > best, torch.full_like(mask, value), mask)
-            best = torch.maximum(best, candidate)
-        return functional.pixel_shuffle(mask, shape.unshuffle)
+        batch, _, height, width = logits.shape
+        per_class = logits.view(batch, shape.classes, shape.unshuffle**2, height, width)
+        return functional.pixel_shuffle(per_class.argmax(1).to(torch.uint8), shape.unshuffle)

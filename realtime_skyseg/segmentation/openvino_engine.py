@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 class OpenVinoEngine:
     """`Engine` on OpenVINO. Built from the torch model once, then read from a cache whose key is the model's hash,
-    the shape, the precision, OpenVINO's version and the processor's name; a cached start needs no torch.
+    the code that makes the graph, the shape, the precision, OpenVINO's version and the processor's name; a cached
+    start needs no torch.
     """
 
     name = "openvino"
@@ -46,10 +47,9 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
         }
-        key = "\n".join([model.sha256, str(shape), self.precision, openvino.get_version(), self.device])
-        folder = (cache or Path(platformdirs.user_cache_dir("realtime_skyseg"))) / hashlib.sha256(
-            key.encode()
-        ).hexdigest()[:24]
+        key = "\n".join([model.sha256, _code(), str(shape), self.precision, openvino.get_version(), self.device])
+        cache = cache or Path(platformdirs.user_cache_dir("realtime_skyseg"))
+        folder = cache / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (folder / "engine.json").is_file():
             self._build(core, model, hints, key, folder)
         self.agreement = float(json.loads((folder / "engine.json").read_text())["agreement"])
@@ -93,3 +93,9 @@ class OpenVinoEngine:
             building.rename(folder)
         except OSError:
             shutil.rmtree(building)
+
+
+def _code() -> str:
+    """Hash of the code that makes the graph, so that a cached engine never outlives it."""
+    files = [Path(__file__), Path(__file__).with_name("network.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -11,6 +11,9 @@ from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.segmentation import scale
 from realtime_skyseg.training.labelled import LabelledImage
 
+#: Share of crops that show a film without any object, so that a saturated sample is not filled with false ones.
+_EMPTY = 0.08
+
 
 @dataclass(frozen=True, slots=True)
 class _Scaled:
@@ -31,7 +34,7 @@ class Sampler:
 
     def batch(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Crops (size, 1, crop, crop) float32 and their masks (size, crop, crop) uint8."""
-        crops = [self._crop_of_noise() if self._rng.random() < 0.02 else self._crop_of_image() for _ in range(size)]
+        crops = [self._crop_of_noise() if self._rng.random() < _EMPTY else self._crop_of_image() for _ in range(size)]
         return np.stack([image for image, _ in crops])[:, None], np.stack([mask for _, mask in crops])
 
     def _crop_of_image(self) -> tuple[NDArray[np.float32], Mask]:
@@ -78,12 +81,13 @@ class Sampler:
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
     def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
-        """A saturated film: noise and illumination, no object, at the noise that `scale` would leave."""
+        """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
         image: Any = self._rng.standard_normal((self._crop, self._crop), np.float32)
         if self._rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), self._rng.uniform(0.3, 1.2))
-        image = image / image.std() * np.float32(self._rng.uniform(0.12, 0.25)) + self._gradient(0.3)
-        return image.astype(np.float32), np.full(image.shape, Class.BACKGROUND, np.uint8)
+        if self._rng.random() < 0.5:
+            image = image / image.std() + self._gradient(1.0)
+        return scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
 
     def _gradient(self, strength: float) -> NDArray[np.float32]:
         down, across = self._rng.normal(0, strength, 2)

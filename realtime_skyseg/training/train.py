@@ -29,7 +29,8 @@ def train(settings: TrainingSettings) -> Path:
     """Train a network and write it to `settings.out`, with its figures on the validation folds.
 
     AdamW with warm-up and cosine decay, weighted cross-entropy plus soft Dice on class skyrmion, and an
-    exponential moving average of the weights; the average with the best validation figures is saved. Runs on the GPU where there is one; on a
+    exponential moving average of the weights; the average with the best validation figures
+    is saved. Runs on the GPU where there is one; on a
     CPU convolutions run in bfloat16.
 
     Returns:

@@ -1,0 +1,104 @@
+"""The examples in docs/ run as they stand."""
+
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import settings
+from test_service import noisy_discs
+
+import realtime_skyseg as sky
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def examples(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_readers_of_the_stream(tmp_path: Path, which: int) -> None:
+    """Each in a process of its own, on a run that starts once it has joined."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    code = examples("stream.md")[which]
+    code = "import realtime_skyseg as sky\n" + code.replace("tcp://127.0.0.1:5555", address)
+    code = code.replace("Subscriber()", f"Subscriber({address!r})")
+    (tmp_path / "reader.py").write_text(code)
+    reader = subprocess.Popen([sys.executable, tmp_path / "reader.py"], stdout=subprocess.PIPE, text=True)
+    stream = {"address": address, "wait_for_subscribers": 2 if which == 2 else 1}
+    sky.Service(settings(tmp_path, {"limit": 5, "rate_hz": 5}, stream=stream)).run()
+    output, _ = reader.communicate(timeout=60)
+    assert reader.returncode == 0
+    assert re.search(r"^4 \d+", output, re.MULTILINE), output
+    if which == 2:
+        assert "end: ok" in output
+
+
+def test_reading_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = sky.Service(settings(tmp_path, {"limit": 12})).run()
+    code = re.sub(r'open_run\(".*?"\)', f"open_run({summary.run_file!r})", examples("run-file.md")[0])
+    (tmp_path / "read.py").write_text(code)
+    runpy.run_path(str(tmp_path / "read.py"))
+    assert "finished 12 compact" in capsys.readouterr().out
+
+
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("frame.png", noisy_discs(0))
+    Path("notebook.py").write_text("\n".join(examples("notebook.md")))
+    found = runpy.run_path("notebook.py")["found"]
+    assert found.count == 6
+    assert cv2.imread("outlines.png") is not None
+
+
+def test_the_camera_driver(tmp_path: Path) -> None:
+    """The example is a camera, gives its frames, and ends; as a package it is found by its name."""
+    package = tmp_path / "my_lab"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "noise.py").write_text(examples("camera-driver.md")[0])
+    info = tmp_path / "my_lab-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_lab\nVersion: 1\n")
+    entry = re.findall(
+        r"```toml\n# .*?\n\[project\.entry-points\.\"(.*?)\"\]\n(.*?)```", _page("camera-driver.md"), re.DOTALL
+    )
+    (info / "entry_points.txt").write_text(f"[{entry[0][0]}]\n{entry[0][1].replace(chr(34), '')}")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "camera: {driver: noise, rate_hz: 200, frames: 7}\nanalysis: {policy: every}\n"
+        f"stream: {{enabled: false}}\nrecord: {{folder: '{tmp_path}', name: run}}\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from realtime_skyseg.cli import main; sys.exit(main())",
+    ]
+    done = subprocess.run([*command, "run", str(config)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with sky.open_run(tmp_path / "run.h5") as run:
+        assert run.n_frames == 7
+
+
+def _page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!http)(.*?)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_no_thread_outlives_the_examples() -> None:
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("skyseg-")]
