@@ -172,7 +172,7 @@ class TrainingSettings(Section):
     """Folds to score on; never among `train_folds`."""
     out: Path
     """The model file to write."""
-    steps: Annotated[int, Field(ge=1)] = 5000
+    steps: Annotated[int, Field(ge=1)] = 2400
     """Optimiser steps."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Crops per step."""
@@ -182,7 +182,7 @@ class TrainingSettings(Section):
     """Peak of the schedule."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     """Of the moving average of the weights."""
-    validate_every: Annotated[int, Field(ge=1)] = 500
+    validate_every: Annotated[int, Field(ge=1)] = 200
     """Steps between two scores on the validation folds."""
     seed: int = 0
     """Of weights, sampling and augmentation."""

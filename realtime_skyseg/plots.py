@@ -55,7 +55,7 @@ def plot_run(run: Run, path: Path) -> None:
         field = right.twinx()
         field.plot(table["time_s"], table["field_mT"], color="tab:blue", linewidth=1)
         field.set_ylabel("field (mT)", color="tab:blue")
-    right.legend(loc="upper right")
+    right.legend(loc="center left")
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from realtime_skyseg.config import Config
+from realtime_skyseg.devices import Camera
 from realtime_skyseg.errors import ConservationError, RunFileError, StreamError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.records import Class
@@ -102,22 +103,7 @@ class Service:
                 owned.callback(publisher.close)
                 self.address = publisher.address
             self.run_file = self._path()
-            provenance = Provenance(
-                run_id=run_id,
-                configuration=config.to_yaml(),
-                model=segmenter.model.name,
-                weights_sha256=segmenter.model.sha256,
-                engine=engine.name,
-                device=engine.device,
-                precision=engine.precision,
-                agreement=engine.agreement,
-                title=config.record.title,
-                sample=config.record.sample,
-                operator=config.record.operator,
-                clock=camera.clock,
-                camera=camera.description,
-                pixel_size_um=config.measure.pixel_size_um,
-            )
+            provenance = self._provenance(run_id, camera, segmenter)
             writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, config.record.flush_s)
             owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
             pipeline = Pipeline(
@@ -132,18 +118,7 @@ class Service:
             started = time.monotonic()
             faults: list[str] = []
             if publisher:
-                publisher.start(
-                    {
-                        "filename": str(self.run_file.resolve()),
-                        "shape": camera.shape,
-                        "classes": {value.name.lower(): value.value for value in Class},
-                        "model": segmenter.model.name,
-                        "engine": engine.name,
-                        "started_ns": time.time_ns(),
-                        "clock": camera.clock,
-                        "pixel_size_um": config.measure.pixel_size_um,
-                    }
-                )
+                publisher.start(self._header(camera, segmenter))
                 try:
                     self._wait_for_subscribers(publisher)
                 except StreamError as error:
@@ -205,6 +180,38 @@ class Service:
             if time.monotonic() >= deadline:
                 joined = publisher.subscriptions
                 raise StreamError(f"stream.wait_for_subscribers: {joined} of {wanted} joined within {seconds:g} s")
+
+    def _provenance(self, run_id: str, camera: Camera, segmenter: Segmenter) -> Provenance:
+        record, engine = self.config.record, segmenter.engine
+        return Provenance(
+            run_id=run_id,
+            configuration=self.config.to_yaml(),
+            model=segmenter.model.name,
+            weights_sha256=segmenter.model.sha256,
+            engine=engine.name,
+            device=engine.device,
+            precision=engine.precision,
+            agreement=engine.agreement,
+            title=record.title,
+            sample=record.sample,
+            operator=record.operator,
+            clock=camera.clock,
+            camera=camera.description,
+            pixel_size_um=self.config.measure.pixel_size_um,
+        )
+
+    def _header(self, camera: Camera, segmenter: Segmenter) -> dict[str, Any]:
+        """The fields of the stream's `HeaderMessage`."""
+        return {
+            "filename": str(self.run_file.resolve()),
+            "shape": camera.shape,
+            "classes": {value.name.lower(): value.value for value in Class},
+            "model": segmenter.model.name,
+            "engine": segmenter.engine.name,
+            "started_ns": time.time_ns(),
+            "clock": camera.clock,
+            "pixel_size_um": self.config.measure.pixel_size_um,
+        }
 
     def _path(self) -> Path:
         record = self.config.record

@@ -110,7 +110,7 @@ def test_engines_agree(shape: tuple[int, int], tmp_path: Path) -> None:
     """Parity gate: the built engine reports how well it agrees with torch float32."""
     model = load_model("compact")
     engine = open_engine(model, shape, "openvino", cache=tmp_path)
-    assert engine.agreement >= 0.99
+    assert engine.agreement >= 0.995
     reference = open_engine(model, shape, "torch")
     assert (reference.name, reference.precision) in {("torch", "float32"), ("torch", "float16")}
     assert engine.input.shape == reference.input.shape
@@ -118,7 +118,7 @@ def test_engines_agree(shape: tuple[int, int], tmp_path: Path) -> None:
 
 
 def test_an_engine_that_disagrees_is_refused() -> None:
-    with pytest.raises(ParityError, match=r"agrees with torch float32 on .*allowed: 99.* or more"):
+    with pytest.raises(ParityError, match=r"agrees with torch float32 on .*allowed: 99.5% or more"):
         check_parity(load_model("compact"), "broken", lambda image: np.ones(image.shape, np.uint8), (64, 64))
 
 
@@ -148,7 +148,7 @@ def test_torch_runs_on_the_gpu() -> None:
     engine = open_engine(load_model("compact"), (512, 672), "auto")
     assert engine.name == "torch"
     assert engine.precision == "float16"
-    assert engine.agreement >= 0.99
+    assert engine.agreement >= 0.995
 
 
 # --- the segmenter: what users call ---

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 EngineChoice = Literal["auto", "torch", "openvino"]
 
 #: Smallest share of pixels on which an engine must agree with torch float32.
-MIN_AGREEMENT = 0.99
+MIN_AGREEMENT = 0.995
 
 
 class Engine(Protocol):
