@@ -128,7 +128,7 @@ def _serve(config: Any, options: argparse.Namespace) -> int:
         console.print(f"picture: {options.plot}")
     if options.json:
         print(to_json(summary))
-    elif summary.message:
+    if summary.message:
         print(f"skyseg: {summary.message}", file=sys.stderr)
     return summary.exit_status
 

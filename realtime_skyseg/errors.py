@@ -9,6 +9,7 @@
     ├── ModelError              1  a model file is broken or of another kind
     │   └── ParityError         1  an engine disagrees with torch float32
     ├── RunFileError            1  a run file cannot be written or read
+    │   └── DiskFullError       1  no frame fits any more; what is open can still be finished
     ├── StreamError             1  the stream cannot be opened, or a message is malformed
     └── ConservationError       1  the counters of a run do not balance
 
@@ -54,6 +55,10 @@ class ParityError(ModelError):
 
 class RunFileError(SkysegError):
     """A run file cannot be written or read."""
+
+
+class DiskFullError(RunFileError):
+    """The disk of a run file is nearly full: no frame is taken any more, so that the file can be finished."""
 
 
 class StreamError(SkysegError):

@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from realtime_skyseg.devices import Camera, CameraEnded
-from realtime_skyseg.errors import CameraError, SkysegError
+from realtime_skyseg.errors import CameraError, DiskFullError, SkysegError
 from realtime_skyseg.records import Counters, Event, Frame, Result, Skipped
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter
@@ -325,7 +325,7 @@ class Pipeline:
     # --- recorder thread ---
 
     def _record(self) -> None:
-        broken = False
+        broken = full = False
         while True:
             try:
                 item = self._to_recorder.get(0.5)
@@ -333,10 +333,17 @@ class Pipeline:
                 break
             written = False
             try:
-                if not broken:
+                if not broken and not (full and isinstance(item, Frame)):
                     self._write(item)
                     written = True
                     self._writer.flush_if_due()
+            except DiskFullError as error:
+                full = True
+                self._faults.append(str(error))
+                event = Event(time.time_ns(), "fault", str(error))
+                self._events.append(event)
+                self._writer.add_event(event)
+                self.stop()
             except Exception as error:
                 # Go on taking items, so that nobody waits for this thread, and count what is lost.
                 broken = True

@@ -304,6 +304,41 @@ def test_faults(
             np.testing.assert_array_equal(run.raw[recorded - 1], noisy_discs(recorded - 1))
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 70 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"may not mount a small disk: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
+def test_a_disk_that_runs_full_ends_the_run_with_a_whole_file(small_disk: Path) -> None:
+    overrides = [f"record.folder={small_disk}", "record.name=run", "stream.address=tcp://127.0.0.1:0"]
+    overrides += ["camera.rate_hz=max", "camera.loop=true"]
+    done = command("demo", "--json", *[part for override in overrides for part in ("--set", override)])
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "is full but for the 59 MB that finish the run file" in done.stderr
+    frames = json.loads(done.stdout.splitlines()[-1])["frames"]
+    assert frames["received"] == frames["written"] + frames["not_written"]["disk"]
+    with sky.open_run(small_disk / "run.h5") as run:
+        assert run.exit_status == 1
+        assert run.table["written"].sum() == frames["written"] > 10
+        assert (run.table["skipped"][: frames["written"]] == 0).all()
+        assert (run.mask[frames["written"] - 1] < 5).all()
+        assert [event["kind"] for event in run.events] == ["fault"]
+    again = command("demo", "--set", f"record.folder={small_disk}", "--set", "stream.enabled=false")
+    assert again.returncode == 2
+    assert "MB free; allowed: at least 59 MB" in again.stderr
+
+
 def test_wrong_use_of_the_command() -> None:
     assert command("walk").returncode == 2
     assert command("run").returncode == 2

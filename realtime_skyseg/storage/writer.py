@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,9 +17,13 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from realtime_skyseg.errors import RunFileError, SettingsError
+from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED, Class, Event, Frame, Result, Skipped
 from realtime_skyseg.storage import layout
+
+#: Kept free on the disk beyond 32 frames, for what HDF5 still holds in its caches. It must never meet a full disk
+#: itself: an error while it empties them ends the process by a segmentation fault (HDF5 2.0.0 in h5py 3.16).
+_RESERVE_BYTES = 48_000_000
 
 _RECORDED_PACKAGES = (
     "realtime_skyseg", "numpy", "torch", "openvino", "tensorrt", "opencv-python", "h5py", "hdf5plugin", "pyzmq",
@@ -60,8 +65,9 @@ class RunWriter:
         flush_s: longest time between two flushes while frames arrive.
 
     Raises:
-        SettingsError: the file exists or cannot be made.
-        RunFileError: from all other methods, where the disk refuses.
+        SettingsError: the file exists, cannot be made, or the disk is nearly full.
+        DiskFullError: from `add_frame`, before the disk is full; results and events are still taken.
+        RunFileError: from all methods, where the disk refuses.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class RunWriter:
         self.partial = path.with_name(path.name + ".partial")
         self._flush_s = flush_s
         self._start_ns = time.time_ns()
+        self._reserve = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
         for existing in (self.path, self.partial):
             if existing.exists():
                 raise SettingsError(
@@ -78,6 +85,11 @@ class RunWriter:
                 )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if self._free() < self._reserve:
+                raise SettingsError(
+                    f"record.folder: the disk of '{path.parent}' has {self._free() / 1e6:.0f} MB free; "
+                    f"allowed: at least {self._reserve / 1e6:.0f} MB"
+                )
             # HDF5 1.10's format, the oldest with single-writer-multiple-reader, so that old tools can read it.
             self._file = h5py.File(self.partial, "x", libver=("v110", "v110"))
         except OSError as error:
@@ -99,6 +111,11 @@ class RunWriter:
 
     def add_frame(self, frame: Frame) -> None:
         """Write a raw frame at its index. Indices rise; a gap stays visible as `written` 0."""
+        if self._free() < self._reserve:
+            raise DiskFullError(
+                f"the disk of '{self.path.parent}' is full but for the {self._reserve / 1e6:.0f} MB that finish the "
+                f"run file: frame {frame.index} and those after it are not recorded"
+            )
         try:
             raw = self._file[layout.RAW]
             raw.resize(frame.index + 1, axis=0)
@@ -185,6 +202,9 @@ class RunWriter:
             self.partial.rename(self.path)
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot be finished: {error}") from error
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.path.parent).free
 
     def _create(self, shape: tuple[int, int], dtype: np.dtype[Any], provenance: Provenance) -> None:
         """Make every group, dataset and attribute: none can be added once others may read along."""
