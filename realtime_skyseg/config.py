@@ -46,8 +46,11 @@ class CameraSettings(Section):
         return self
 
     def open(self) -> Camera:
-        """Open the camera."""
-        return cast(Camera, devices.driver("cameras", self.driver)(self._settings))
+        """Open the camera. A driver's `SettingsError` begins with its own key; here it becomes `camera.KEY`."""
+        try:
+            return cast(Camera, devices.driver("cameras", self.driver)(self._settings))
+        except SettingsError as error:
+            raise SettingsError(f"camera.{error}") from error
 
 
 class AnalysisSettings(Section):

@@ -32,7 +32,9 @@ class CameraEnded(Exception):  # noqa: N818  no error
 
 @runtime_checkable
 class Camera(Protocol):
-    """A source of frames. Constructed with its `Settings`, which opens the device; used by one thread.
+    """A source of frames. Constructed with its `Settings`, which opens the device.
+
+    Its methods never run at the same time, but not all in the thread that constructed it.
 
     Raises `CameraError` (or `RecordingError`) from the constructor and from `read` when the source is broken.
     """

@@ -265,10 +265,11 @@ FAULTS = [
     (size_changes, [], 1, 5, "frame 5 (5.png) is 80x128 uint8, but the recording began with 96x128 uint8"),
     (truncated_tiff, [], 1, 5, "cut.tif"),
     (broken_png, [], 1, 5, "5.png"),
-    (empty_folder, [], 2, None, "empty_folder"),
+    (empty_folder, [], 2, None, "camera.path: the folder "),
     (size_changes, ["camera.lop=true"], 2, None, "camera.lop: unknown key; did you mean 'loop'? allowed: "),
     (size_changes, ["analysis.model=none"], 2, None, "'none' is neither a shipped model nor a file"),
-    (size_changes, ["camera.path=nowhere"], 2, None, "nowhere"),
+    (size_changes, ["camera.path=nowhere"], 2, None, "camera.path: nowhere does not exist; allowed: "),
+    (size_changes, ["camera.rate_hz=recorded"], 2, None, "camera.rate_hz: 'recorded' is not possible"),
     (size_changes, ["record.folder=/dev/null/runs"], 2, None, "record.folder: run file '/dev/null/runs/"),
 ]  # fmt: skip
 
