@@ -264,8 +264,18 @@ def is_loopback(address: str) -> bool:
 
 
 def json_schema() -> str:
-    """The JSON Schema of `Config`, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    """The JSON Schema of `Config`, for editors; of the camera's keys, those of each installed driver."""
+    schema = Config.model_json_schema()
+    cameras = []
+    for name in devices.drivers("cameras"):
+        camera = devices.driver("cameras", name).Settings.model_json_schema()
+        driver = {"const": name, "description": CameraSettings.model_fields["driver"].description}
+        camera["properties"] = {"driver": driver, **camera.get("properties", {})}
+        camera["required"] = ["driver", *camera.get("required", [])]
+        schema["$defs"].update(camera.pop("$defs", {}))
+        cameras.append(camera)
+    schema["$defs"]["CameraSettings"] = {"description": CameraSettings.__doc__, "oneOf": cameras}
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def _validate(kind: type[AnySettings], tree: dict[str, Any], overrides: Iterable[str]) -> AnySettings:

@@ -21,9 +21,12 @@ from realtime_skyseg.records import Frame
 
 
 class DriverSettings(BaseModel):
-    """Base of a driver's settings: unknown keys are refused, values cannot change after validation."""
+    """Base of a driver's settings: unknown keys are refused, values cannot change after validation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A docstring below a key becomes its description in the JSON Schema for editors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class CameraEnded(Exception):  # noqa: N818  no error

@@ -15,11 +15,14 @@ from simulator.readers import BUNDLED, open_recording
 class ReplaySettings(DriverSettings):
     """Settings of the driver `replay`."""
 
-    path: str = "bundled"  # a file, a folder of images, or "bundled": the recording that comes with the package
-    # A number of frames per second; "recorded": as it was recorded; "max": as fast as the reader takes them.
+    path: str = "bundled"
+    """A file, a folder of images, or `bundled`: the recording that comes with the package."""
     rate_hz: Literal["recorded", "max"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "recorded"
-    loop: bool = False  # begin again after the last frame
-    limit: Annotated[int, Field(ge=1)] | None = None  # end after this many frames, loops included
+    """Frames per second; `recorded`: as it was recorded; `max`: as fast as they are taken."""
+    loop: bool = False
+    """Begin again after the last frame."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """End after this many frames, loops included."""
 
 
 class ReplayCamera:
