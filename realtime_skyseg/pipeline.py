@@ -50,7 +50,7 @@ class Channel(Generic[Item]):
     def put(self, item: Item, wait: bool) -> bool:
         """Hand an item over. False where the channel is closed, or full and `wait` is False."""
         with self._changed:
-            if self._newest_wins and len(self._items) >= self._capacity:
+            if self._newest_wins and not self._closed and len(self._items) >= self._capacity:
                 self._items.popleft()
             while not self._closed and len(self._items) >= self._capacity:
                 if not wait:
@@ -201,12 +201,16 @@ class Pipeline:
         self._to_recorder.close()
         recorder.join()
 
-    def event(self, kind: str, message: str, frame: int = -1) -> None:
-        """Note an event in the file and the stream. For any thread but the recorder's."""
+    def event(self, kind: str, message: str, frame: int = -1, wait: bool = True) -> None:
+        """Note an event in the file and the stream. For any thread but the recorder's.
+
+        Without `wait` an event is left out of the file where the recorder's queue is full: a live camera's thread must
+        not stand still.
+        """
         event = Event(time.time_ns(), kind, message, frame)
         log.info("%s: %s", kind, message)
         self._events.append(event)
-        self._to_recorder.put(event, wait=True)
+        self._to_recorder.put(event, wait)
 
     # --- camera thread ---
 
@@ -238,12 +242,11 @@ class Pipeline:
                 f"the camera changed to {_kind(frame.image.shape, frame.image.dtype)} at frame {frame.index}, "
                 f"but the run began with {_kind(self._camera.shape, self._camera.dtype)}; start a new run"
             )
+        waits = self._camera.waits
         if frame.camera_lost:
             self.counters.camera_lost += frame.camera_lost
-            self.event(
-                "camera_lost", f"the camera lost {frame.camera_lost} frames before frame {frame.index}", frame.index
-            )
-        waits = self._camera.waits
+            message = f"the camera lost {frame.camera_lost} frames before frame {frame.index}"
+            self.event("camera_lost", message, frame.index, wait=waits)
         if not self._to_recorder.put(frame, wait=waits):
             _count(self.counters.not_written, "queue_full")
         # What does not fit here is noticed by the analysis as a gap in the indices.

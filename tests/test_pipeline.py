@@ -200,11 +200,12 @@ def test_a_channel_where_the_newest_wins() -> None:
     assert channel.get(0) == 4
 
 
-def test_a_closed_channel_is_emptied_first() -> None:
-    channel: Channel[int] = Channel(2)
+@pytest.mark.parametrize("newest_wins", [False, True])
+def test_a_closed_channel_takes_nothing_and_loses_nothing(newest_wins: bool) -> None:
+    channel: Channel[int] = Channel(1, newest_wins)
     channel.put(1, wait=False)
     channel.close()
-    assert not channel.put(2, wait=True)
+    assert not channel.put(2, wait=False)
     assert channel.get(1) == 1
     with pytest.raises(Closed):
         channel.get(1)
