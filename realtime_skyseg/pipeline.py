@@ -379,15 +379,17 @@ class Pipeline:
             if not isinstance(error, SkysegError):
                 log.exception("the %s thread broke off", name)
             self._faults.append(message)
-            self.stop()
-            self._over.set()
-            if name == "camera":
-                self.event("fault", message)
-            elif name == "analysis":
+            if name == "analysis":
+                # Raw frames come first: the camera is recorded to its end without analysis.
                 self._analysis_broke = True
                 self._to_analysis.close()
             else:
+                self.stop()
+                self._over.set()
+            if name == "recorder":
                 self._to_recorder.close()
+            else:
+                self.event("fault", message)
 
 
 def _count(causes: dict[str, int], cause: str) -> None:

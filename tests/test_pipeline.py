@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_run_file import ORIGIN
 
+from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.devices import Camera, CameraEnded, DriverSettings
 from realtime_skyseg.errors import CameraError
 from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
 from realtime_skyseg.records import Frame, Skipped
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Run, RunWriter, open_run
+from realtime_skyseg.streaming import Publisher
 
 SHAPE = (64, 80)
 
@@ -69,11 +71,15 @@ def drive(tmp_path: Path, segmenter: Segmenter) -> Iterator[Callable[..., tuple[
     opened: list[Run] = []
 
     def run(
-        camera: Camera, policy: Any = "every", analysis_queue: int = 4, recorder_queue: int = 8
+        camera: Camera,
+        policy: Any = "every",
+        analysis_queue: int = 4,
+        recorder_queue: int = 8,
+        publisher: Publisher | None = None,
     ) -> tuple[Pipeline, Run]:
         segmenter.open(SHAPE)
         writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
-        pipeline = Pipeline(camera, segmenter, writer, None, policy, analysis_queue, recorder_queue)
+        pipeline = Pipeline(camera, segmenter, writer, publisher, policy, analysis_queue, recorder_queue)
         pipeline.start()
         assert pipeline.wait(60)
         pipeline.finish()
@@ -142,6 +148,17 @@ def test_a_camera_that_breaks_off_keeps_what_came(drive: Callable[..., tuple[Pip
     assert pipeline.fault == "the cable was pulled at frame 6"
     assert (pipeline.counters.analysed, pipeline.counters.written) == (6, 6)
     assert run.events[-1]["kind"] == "fault"
+
+
+def test_an_analysis_that_breaks_off_leaves_the_recording_whole(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run-1")
+    publisher.close()  # its socket is gone: the first heartbeat breaks the analysis thread
+    pipeline, run = drive(ListCamera(frames(20), waits=True), publisher=publisher)
+    assert "the analysis thread broke off" in pipeline.fault
+    assert pipeline.counters.written == 20
+    assert pipeline.counters.not_analysed == {"failed": 20}
+    assert run.table["skipped"].tolist() == [Skipped.FAILED] * 20
+    assert "fault" in [event["kind"] for event in run.events]
 
 
 CHANGES = [
