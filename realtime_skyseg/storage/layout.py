@@ -43,7 +43,7 @@ FRAME_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
     "camera_ns": ("i8", -1, "ns", "the camera's time stamp on the clock named in provenance; -1: none"),
     "received_ns": ("i8", 0, "ns", "hand-over by the camera, Unix time"),
     "written_ns": ("i8", 0, "ns", "raw frame handed to HDF5, Unix time"),
-    "time_s": ("f8", np.nan, "s", "received_ns since the start of the run"),
+    "time_s": ("f8", np.nan, "s", "time since the start of the run (hand-over by the camera)"),
     "field_mT": ("f8", np.nan, "mT", "applied field, where known"),
 }
 

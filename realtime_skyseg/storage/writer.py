@@ -242,6 +242,7 @@ class RunWriter:
             "share of pixels equal to torch float32"
         )
         masks = _stack(process, "mask", shape, np.dtype(np.uint8), fill=NOT_ANALYSED)
+        masks.attrs["long_name"] = "class per pixel"
         masks.attrs["classes"] = json.dumps(
             {value.name.lower(): value.value for value in Class} | {"not_analysed": NOT_ANALYSED}
         )
@@ -341,7 +342,7 @@ def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
 
 
 def _stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtype[Any], fill: int) -> h5py.Dataset:
-    return parent.create_dataset(
+    stack = parent.create_dataset(
         name,
         (0, *shape),
         dtype,
@@ -350,6 +351,8 @@ def _stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
         fillvalue=fill,
         **hdf5plugin.Bitshuffle(cname="lz4"),
     )
+    stack.attrs["interpretation"] = "image"
+    return stack
 
 
 def _iso(time_ns: int) -> str:
