@@ -175,7 +175,7 @@ class TrainingSettings(Section):
     """Folds to score on; never among `train_folds`."""
     out: Path
     """The model file to write."""
-    steps: Annotated[int, Field(ge=1)] = 2400
+    steps: Annotated[int, Field(ge=1)] = 3000
     """Optimiser steps."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Crops per step."""

@@ -12,7 +12,7 @@ from realtime_skyseg.segmentation import scale
 from realtime_skyseg.training.labelled import LabelledImage
 
 #: Share of crops that show a film without any object, so that a saturated sample is not filled with false ones.
-_EMPTY = 0.08
+_EMPTY = 0.15
 
 
 @dataclass(frozen=True, slots=True)
