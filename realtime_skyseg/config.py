@@ -61,7 +61,10 @@ class AnalysisSettings(Section):
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """`auto`: torch on a CUDA GPU, else OpenVINO, else torch on the CPU."""
     policy: Literal["latest", "every"] = "latest"
-    """`latest`: the newest frame is analysed, older ones that wait are skipped, counted. `every`: none is skipped."""
+    """`latest`: an analysis that falls behind goes on with the newest frame; the others are skipped and counted.
+    `every`: none is skipped."""
+    lag_frames: Annotated[int, Field(ge=1, le=100)] = 3
+    """Policy `latest`: frames that may wait, so that a hiccup skips none; one more, and only the newest is kept."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads of the engine; absent: one per core."""
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 16

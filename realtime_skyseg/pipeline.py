@@ -38,7 +38,7 @@ class Closed(Exception):  # noqa: N818  no error
 
 
 class Channel(Generic[Item]):
-    """A bounded hand-over between threads. With `newest_wins` a new item replaces one that waits."""
+    """A bounded hand-over between threads. With `newest_wins` an item that finds it full replaces all that wait."""
 
     def __init__(self, capacity: int, newest_wins: bool = False) -> None:
         self._items: deque[Item] = deque()
@@ -51,7 +51,7 @@ class Channel(Generic[Item]):
         """Hand an item over. False where the channel is closed, or full and `wait` is False."""
         with self._changed:
             if self._newest_wins and not self._closed and len(self._items) >= self._capacity:
-                self._items.popleft()
+                self._items.clear()
             while not self._closed and len(self._items) >= self._capacity:
                 if not wait:
                     return False
@@ -143,9 +143,7 @@ class Pipeline:
         self._publisher = publisher
         self._policy = policy
         self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
-        self._to_analysis: Channel[Frame] = (
-            Channel(1, newest_wins=True) if policy == "latest" else Channel(analysis_queue)
-        )
+        self._to_analysis: Channel[Frame] = Channel(analysis_queue, newest_wins=policy == "latest")
         self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event] = Channel(recorder_queue)
         self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
         self._stop = threading.Event()

@@ -112,7 +112,7 @@ class Service:
                 writer,
                 publisher,
                 config.analysis.policy,
-                config.analysis.queue_frames,
+                config.analysis.lag_frames if config.analysis.policy == "latest" else config.analysis.queue_frames,
                 config.record.queue_frames,
             )
             started = time.monotonic()

@@ -211,10 +211,21 @@ def test_a_channel_keeps_order_and_its_bound() -> None:
     assert [channel.get(0), channel.get(0), channel.get(0.01)] == [1, 2, None]
 
 
-def test_a_channel_where_the_newest_wins() -> None:
-    channel: Channel[int] = Channel(1, newest_wins=True)
-    assert all(channel.put(item, wait=False) for item in range(5))
-    assert channel.get(0) == 4
+NEWEST = [
+    # capacity, items put, what is left
+    (1, 5, [4]),
+    (3, 3, [0, 1, 2]),
+    (3, 4, [3]),
+    (3, 6, [3, 4, 5]),
+]
+
+
+@pytest.mark.parametrize(("capacity", "n", "left"), NEWEST)
+def test_a_channel_where_the_newest_wins(capacity: int, n: int, left: list[int]) -> None:
+    channel: Channel[int] = Channel(capacity, newest_wins=True)
+    assert all(channel.put(item, wait=False) for item in range(n))
+    assert [channel.get(0) for _ in left] == left
+    assert channel.get(0) is None
 
 
 @pytest.mark.parametrize("newest_wins", [False, True])
