@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import settings
-from test_service import noisy_discs
+from test_service import free_address, noisy_discs
 
 import realtime_skyseg as sky
 
@@ -26,9 +25,7 @@ def examples(page: str) -> list[str]:
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_the_readers_of_the_stream(tmp_path: Path, which: int) -> None:
     """Each in a process of its own, on a run that starts once it has joined."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     code = examples("stream.md")[which]
     code = "import realtime_skyseg as sky\n" + code.replace("tcp://127.0.0.1:5555", address)
     code = code.replace("Subscriber()", f"Subscriber({address!r})")
