@@ -5,13 +5,13 @@ python benchmarks/replay.py --rate-hz 25 --seconds 60
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import validate
-from realtime_skyseg.service import to_json
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
         )
         summary = sky.Service(config).run()
         size_mb = Path(summary.run_file).stat().st_size / 1e6
-    print(to_json(summary))
+    print(json.dumps(summary.as_dict()))
     frames, total = summary.frames, summary.latency_ms["total"]
     print(
         f"{frames['analysed']} of {frames['received']} frames analysed, {frames['written']} written ({size_mb:.0f} MB) "

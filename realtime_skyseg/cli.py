@@ -39,10 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens to stderr")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run_options = argparse.ArgumentParser(add_help=False)
-    run_options.add_argument(
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the settings"
     )
+    run_options = argparse.ArgumentParser(add_help=False, parents=[settings])
     run_options.add_argument("--json", action="store_true", help="print the summary as one JSON object last")
     run_options.add_argument("--plot", type=Path, metavar="PNG", help="draw the run when it has ended")
 
@@ -53,15 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_run)
 
     command = commands.add_parser("watch", help="print a running service's stream")
-    command.add_argument("address", nargs="?", default="tcp://127.0.0.1:5555", help="default: %(default)s")
+    command.add_argument("address", nargs="?", help="of the service, tcp://HOST:PORT; default: that of the settings")
     command.add_argument("--once", action="store_true", help="leave at the end of the run")
     command.set_defaults(command=_watch)
 
-    command = commands.add_parser("check", help="validate settings without touching hardware")
+    command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the settings"
-    )
     command.set_defaults(command=_check)
 
     command = commands.add_parser("info", help="look into a run file")
@@ -72,11 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("models", help="list the shipped models")
     command.set_defaults(command=_models)
 
-    command = commands.add_parser("train", help="train a model on labelled images")
+    command = commands.add_parser("train", parents=[settings], help="train a model on labelled images")
     command.add_argument("config", type=Path, help="YAML settings of the training")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the settings"
-    )
     command.set_defaults(command=_train)
 
     command = commands.add_parser("evaluate", help="score a model on labelled images")
@@ -107,18 +102,19 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(config: Any, options: argparse.Namespace) -> int:
-    from rich.console import Console
+    from realtime_skyseg import terminal
+    from realtime_skyseg.service import Service
 
-    from realtime_skyseg.service import Service, to_json
-    from realtime_skyseg.terminal import run_display, show_summary
-
-    console = Console()
+    console = terminal.console()
     service = Service(config)
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), lambda *_: service.stop())
-    with run_display(console) as display:
-        summary = service.run(display)
-    show_summary(console, summary)
+    before = {number: signal.signal(number, lambda *_: service.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with terminal.run_display(console) as display:
+            summary = service.run(display)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    terminal.show_summary(console, summary)
     if options.plot and summary.frames["analysed"]:
         from realtime_skyseg.plots import plot_run
         from realtime_skyseg.storage import open_run
@@ -127,20 +123,19 @@ def _serve(config: Any, options: argparse.Namespace) -> int:
             plot_run(run, options.plot)
         console.print(f"picture: {options.plot}")
     if options.json:
-        print(to_json(summary))
+        print(json.dumps(summary.as_dict()))
     if summary.message:
         print(f"skyseg: {summary.message}", file=sys.stderr)
     return summary.exit_status
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from realtime_skyseg import terminal
+    from realtime_skyseg.config import DEFAULT_ADDRESS
     from realtime_skyseg.streaming import Subscriber
-    from realtime_skyseg.terminal import show_stream
 
-    with Subscriber(options.address) as subscriber:
-        show_stream(Console(), subscriber, options.once)
+    with Subscriber(options.address or DEFAULT_ADDRESS) as subscriber:
+        terminal.show_stream(terminal.console(), subscriber, options.once)
     return 0
 
 
@@ -156,13 +151,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from realtime_skyseg import terminal
     from realtime_skyseg.storage import open_run
-    from realtime_skyseg.terminal import show_run
 
     with open_run(options.file) as run:
-        show_run(Console(), run)
+        terminal.show_run(terminal.console(), run)
         if options.plot:
             from realtime_skyseg.plots import plot_run
 

@@ -19,6 +19,11 @@ from realtime_skyseg import devices
 from realtime_skyseg.devices import Camera, DriverSettings
 from realtime_skyseg.errors import SettingsError
 
+#: Where the stream is, unless the settings say otherwise.
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+
+EngineChoice = Literal["auto", "torch", "openvino"]
+
 
 class Section(BaseModel):
     """Base of every part of the settings."""
@@ -58,7 +63,7 @@ class AnalysisSettings(Section):
 
     model: str = "compact"
     """A shipped model (`skyseg models`) or the path of a .safetensors file."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
+    engine: EngineChoice = "auto"
     """`auto`: torch on a CUDA GPU, else OpenVINO, else torch on the CPU."""
     policy: Literal["latest", "every"] = "latest"
     """`latest`: an analysis that falls behind goes on with the newest frame; the others are skipped and counted.
@@ -87,7 +92,7 @@ class StreamSettings(Section):
 
     enabled: bool = True
     """False: nothing is published."""
-    address: str = "tcp://127.0.0.1:5555"
+    address: str = DEFAULT_ADDRESS
     """Where to bind; port 0 takes a free one. Others than this machine are refused without `insecure: true`."""
     insecure: bool = False
     """True: bind an address that others can reach, unencrypted and without access control."""

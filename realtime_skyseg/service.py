@@ -1,6 +1,5 @@
 """One run from its settings: camera, engine, stream and file put together, and the summary at the end."""
 
-import json
 import logging
 import threading
 import time
@@ -252,8 +251,3 @@ def _close(writer: RunWriter, summary: Summary) -> Summary:
         }
         return Summary(**values)
     return summary
-
-
-def to_json(summary: Summary) -> str:
-    """The summary as one JSON object in one line."""
-    return json.dumps(summary.as_dict())

@@ -1,5 +1,6 @@
 """What people see on the terminal: the state of a run, its summary, a stream, a file."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,15 @@ class RunDisplay:
     def __call__(self, pipeline: Pipeline) -> None:
         """Show the state of now."""
         if self._live:
-            self._live.update(_state_table(pipeline))
+            self._live.update(_state_table(pipeline), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_S
             self._console.print("  ".join(f"{name} {value}" for name, value in _state(pipeline)), soft_wrap=True)
+
+
+def console() -> Console:
+    """Standard output. Markup is off: paths and messages may have brackets of their own."""
+    return Console(markup=False)
 
 
 @contextmanager
@@ -60,7 +66,7 @@ def show_summary(console: Console, summary: Summary) -> None:
     console.print(table)
     console.print(_latency_table(summary.latency_ms))
     if summary.message:
-        console.print(f"[bold red]{summary.status}:[/] {summary.message}", soft_wrap=True)
+        console.print(f"{summary.status}: {summary.message}", style="bold red", soft_wrap=True)
 
 
 def show_stream(console: Console, subscriber: Subscriber, once: bool) -> None:
@@ -121,7 +127,7 @@ def _state(pipeline: Pipeline) -> list[tuple[str, str]]:
     if last:
         rows.append(("skyrmions", str(last.segmentation.count)))
         rows.append(("stripes", str(last.segmentation.stripes)))
-        if last.frame.field_mT == last.frame.field_mT:  # not NaN
+        if math.isfinite(last.frame.field_mT):
             rows.append(("field", f"{last.frame.field_mT:.3f} mT"))
         total = pipeline.latency["total"].percentiles_ms()
         rows.append(("latency", f"p50 {total['p50']} ms, p99 {total['p99']} ms"))

@@ -204,6 +204,45 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
         assert run.n_frames == frames["received"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_shows_the_run_as_it_goes(tmp_path: Path) -> None:
+    import pty
+
+    shown: list[float] = []
+
+    def note(handle: int) -> bytes:
+        data = os.read(handle, 65536)
+        if b"skyrmions" in data:
+            shown.append(time.monotonic())
+        return data
+
+    overrides = [f"record.folder={tmp_path}", "stream.enabled=false"]
+    arguments = [part for override in overrides for part in ("--set", override)]
+    assert pty.spawn([sys.executable, "-m", "realtime_skyseg.cli", "demo", *arguments], note) == 0
+    assert len(shown) > 4
+    assert shown[-1] - shown[0] > 1
+
+
+def test_brackets_are_printed(tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are markup to the library that draws the tables."""
+    path = tmp_path / "run.yaml"
+    record = {"name": "run [bold]", "title": "from A [/x] to B"}
+    path.write_text(settings(tmp_path, {"path": str(recording)}, record=record).to_yaml())
+    assert main(["run", str(path)]) == 0
+    assert main(["info", str(tmp_path / "run [bold].h5")]) == 0
+    text = capsys.readouterr().out
+    assert "from A [/x] to B" in text
+    assert "[bold].h5" in text
+
+
+def test_the_command_gives_signal_handlers_back(tmp_path: Path, recording: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    path = tmp_path / "run.yaml"
+    path.write_text(settings(tmp_path, {"path": str(recording)}).to_yaml())
+    assert main(["run", str(path)]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_watch_prints_a_run_in_another_process(tmp_path: Path, recording: Path) -> None:
     address = free_address()
     watch = subprocess.Popen(

@@ -7,10 +7,9 @@ from typing import Self
 
 import zmq
 
+from realtime_skyseg.config import DEFAULT_ADDRESS
 from realtime_skyseg.errors import StreamError
 from realtime_skyseg.streaming.messages import ImageMessage, Message, SeriesEndMessage, decode
-
-DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 
 _WITHOUT_MASKS = (b'{"htype":"header"', b'{"htype":"series_end"', b'{"htype":"skyseg_')
 
