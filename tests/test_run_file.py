@@ -124,6 +124,22 @@ def test_any_order_of_flushes_keeps_every_column(tmp_path: Path, plan: list[tupl
                 assert len(run.objects(index)) == table["count"][index] + table["stripes"][index]
 
 
+def test_the_objects_of_each_frame_are_part_of_all(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint16), ORIGIN)
+    for index in range(6):
+        writer.add_frame(frame(index))
+        if index in (1, 2, 5):
+            writer.add_result(result(frame(index)))
+        else:
+            writer.add_skipped(index, Skipped.SUPERSEDED)
+    writer.close({}, 0)
+    with open_run(tmp_path / "run.h5") as run:
+        everything = run.objects()
+        for index in range(8):
+            np.testing.assert_array_equal(run.objects(index), everything[everything["frame"] == index])
+        assert [index for index in range(8) if len(run.objects(index))] == [1, 2, 5]
+
+
 def test_a_file_is_readable_while_it_is_written(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint16), ORIGIN)
     writer.add_frame(frame(0))

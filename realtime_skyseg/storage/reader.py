@@ -56,11 +56,16 @@ class Run:
 
     def objects(self, frame: int | None = None) -> Objects:
         """The objects of one frame, or of all: rows with the frame's index and the columns of `OBJECT_DTYPE`."""
-        rows: Objects = self._file[layout.OBJECTS][()]
+        rows = self._file[layout.OBJECTS]
         if frame is None:
-            return rows
-        first, last = np.searchsorted(rows["frame"], [frame, frame + 1])
-        return rows[first:last]
+            everything: Objects = rows[()]
+            return everything
+        # Rows stand in the order of their frames, and a frame has as many as it has skyrmions and stripes.
+        n_rows = np.zeros(min(frame + 1, len(self._columns["count"])), np.int64)
+        for name in ("count", "stripes"):
+            n_rows += np.maximum(self._columns[name][: frame + 1], 0)
+        of_frame: Objects = rows[int(n_rows[:frame].sum()) : int(n_rows.sum())]
+        return of_frame
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -102,6 +102,7 @@ class RunWriter:
             self._file.close()
             self.partial.unlink()
             raise
+        self._raw, self._masks = self._file[layout.RAW], self._file[layout.MASK]
         self._frames = _Block(self._file[layout.FRAMES], layout.FRAME_COLUMNS)
         self._results = _Block(self._file[layout.FRAMES], layout.RESULT_COLUMNS)
         self._objects: list[np.ndarray] = []
@@ -117,9 +118,8 @@ class RunWriter:
                 f"run file: frame {frame.index} and those after it are not recorded"
             )
         try:
-            raw = self._file[layout.RAW]
-            raw.resize(frame.index + 1, axis=0)
-            raw[frame.index] = frame.image
+            self._raw.resize(frame.index + 1, axis=0)
+            self._raw[frame.index] = frame.image
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot take frame {frame.index}: {error}") from error
         self._frames.add(
@@ -138,9 +138,8 @@ class RunWriter:
         """Write a frame's mask, numbers and objects. Indices rise."""
         index, found = result.frame.index, result.segmentation
         try:
-            masks = self._file[layout.MASK]
-            masks.resize(index + 1, axis=0)
-            masks[index] = found.mask
+            self._masks.resize(index + 1, axis=0)
+            self._masks[index] = found.mask
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot take the mask of frame {index}: {error}") from error
         self._results.add(
