@@ -6,10 +6,11 @@ from typing import Self
 import numpy as np
 
 from realtime_skyseg.analysis import measure
+from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Image, Mask, Segmentation
-from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine, scale
-from realtime_skyseg.segmentation.engine import EngineChoice
+from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
+from realtime_skyseg.segmentation.scaling import check, scale_mirrored
 
 
 class Segmenter:
@@ -85,16 +86,8 @@ class Segmenter:
 
     def prepare(self, image: Image) -> None:
         """First step: scale the image into the engine's input, mirrored beyond the lower and right border."""
-        if not isinstance(image, np.ndarray) or image.ndim != 2:
-            raise FrameError(f"image of shape {np.shape(image)} cannot be segmented; allowed: (height, width)")
-        height, width = image.shape
-        target = self.open((height, width)).input
-        scale(image, out=target[:height, :width])
-        below, right = target.shape[0] - height, target.shape[1] - width
-        if below:
-            target[height:, :width] = target[height - below : height, :width][::-1]
-        if right:
-            target[:, width:] = target[:, width - right : width][:, ::-1]
+        check(image)
+        scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input)
 
     def segment(self) -> Mask:
         """Second step: the mask (height, width) of what was prepared, owned by the caller."""

@@ -14,6 +14,7 @@ import realtime_skyseg as sky
 from realtime_skyseg.errors import FrameError, ModelError, ParityError, SettingsError
 from realtime_skyseg.segmentation import load_model, open_engine, scale, shipped_models
 from realtime_skyseg.segmentation.engine import check_parity
+from realtime_skyseg.segmentation.scaling import scale_mirrored
 
 
 def discs(height: int = 200, width: int = 260, n: int = 12, contrast: float = -45.0, seed: int = 0) -> np.ndarray:
@@ -46,6 +47,17 @@ def test_scaling_ignores_offset_and_contrast(offset: int, gain: int) -> None:
 @given(hnp.arrays(np.float32, (16, 20), elements=st.floats(width=32)))
 def test_scaling_is_finite_whatever_the_pixels(image: np.ndarray) -> None:
     assert np.isfinite(scale(image)).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (20, 33), (64, 64)])
+@pytest.mark.parametrize("larger", [(64, 64), (128, 256)])
+def test_an_image_is_mirrored_beyond_its_borders(shape: tuple[int, int], larger: tuple[int, int]) -> None:
+    """Also where the rest is larger than the image itself, as with deep networks."""
+    image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    out = np.full(larger, np.nan, np.float32)
+    scale_mirrored(image, out)
+    rest = [(0, more - size) for more, size in zip(larger, shape, strict=True)]
+    np.testing.assert_array_equal(out, np.pad(scale(image), rest, mode="symmetric"))
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])

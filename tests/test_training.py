@@ -95,6 +95,13 @@ def test_data_that_cannot_be_read(tmp_path: Path, folds: list[int], missing: str
         read_labelled(data / "images", data / "labels", data / "table.csv", folds)
 
 
+def test_a_fold_that_is_no_number(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path)
+    (data / "table.csv").write_text("image,source_id,fold\n0.png,0,test\n")
+    with pytest.raises(SettingsError, match=r"table\.csv, line 2: fold: .*'test'; allowed: whole numbers"):
+        read_labelled(data / "images", data / "labels", data / "table.csv")
+
+
 def square(left: int, size: int = 6, shape: tuple[int, int] = (20, 40)) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask[5 : 5 + size, left : left + size] = Class.SKYRMION

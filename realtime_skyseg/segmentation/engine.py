@@ -6,19 +6,18 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import MissingExtraError, ParityError
 from realtime_skyseg.records import Mask
 from realtime_skyseg.segmentation.model import Model
 from realtime_skyseg.segmentation.scaling import scale
 
 log = logging.getLogger(__name__)
-
-EngineChoice = Literal["auto", "torch", "openvino"]
 
 #: Smallest share of pixels on which an engine must agree with torch float32.
 MIN_AGREEMENT = 0.995
@@ -59,17 +58,16 @@ def open_engine(
         MissingExtraError: the chosen engine is not installed.
         ParityError: the engine's masks differ too much from those of torch float32.
     """
-    multiple = model.network["unshuffle"] * 2 ** model.network["depth"]
-    height, width = (-(-side // multiple) * multiple for side in shape)
+    padded = model.shape.padded(shape)
     chosen, why = _choose(choice)
     log.info("engine %s: %s", chosen, why)
     if chosen == "openvino":
         from realtime_skyseg.segmentation.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(model, (height, width), threads, cache)
+        return OpenVinoEngine(model, padded, threads, cache)
     from realtime_skyseg.segmentation.torch_engine import TorchEngine
 
-    return TorchEngine(model, (height, width), threads)
+    return TorchEngine(model, padded, threads)
 
 
 def check_parity(
@@ -80,10 +78,11 @@ def check_parity(
     Raises:
         ParityError: the share is below `MIN_AGREEMENT`.
     """
-    from realtime_skyseg.segmentation.torch_engine import reference_mask
+    from realtime_skyseg.segmentation.torch_engine import reference
 
     images = [_parity_image(shape, seed) for seed in range(3)]
-    agreement = float(np.mean([np.mean(found(image) == reference_mask(model, image)) for image in images]))
+    expected = reference(model)
+    agreement = float(np.mean([np.mean(found(image) == expected(image)) for image in images]))
     log.info("engine %s agrees with torch float32 on %.4f %% of the pixels", engine, 100 * agreement)
     if agreement < MIN_AGREEMENT:
         raise ParityError(

@@ -2,19 +2,48 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from realtime_skyseg.errors import ModelError, SettingsError
+from realtime_skyseg.records import Class
 
 if TYPE_CHECKING:
     from realtime_skyseg.segmentation.network import UNet
 
 FORMAT = "skyseg-model-1"
 _SHIPPED = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """What fixes a network's layers.
+
+    U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution); skips
+    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work.
+    """
+
+    unshuffle: int = 2  # the network works on 1/unshuffle of the image's grid
+    filters: int = 16  # channels of the first level; doubled at each level below
+    depth: int = 3  # levels above the lowest
+    classes: int = len(Class)
+
+    @property
+    def multiple(self) -> int:
+        """Both sides of the input must be a multiple of this many px."""
+        return int(self.unshuffle * 2**self.depth)
+
+    def padded(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The smallest (height, width) not below `shape` that the network takes."""
+        height, width = (-(-side // self.multiple) * self.multiple for side in shape)
+        return height, width
+
+    def as_dict(self) -> dict[str, int]:
+        """As stored in a model file."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +56,18 @@ class Model:
     network: dict[str, int]  # fields of `NetworkShape`
     training: dict[str, Any]  # data, split, seed and figures, as written by training
 
+    @property
+    def shape(self) -> NetworkShape:
+        """What the network is built from."""
+        return NetworkShape(**self.network)
+
     def load_network(self) -> "UNet":
         """Build the torch network in float32 and evaluation mode."""
         from safetensors.torch import load_file
 
-        from realtime_skyseg.segmentation.network import NetworkShape, UNet
+        from realtime_skyseg.segmentation.network import UNet
 
-        network = UNet(NetworkShape(**self.network))
+        network = UNet(self.shape)
         try:
             network.load_state_dict(load_file(self.path))
         except RuntimeError as error:

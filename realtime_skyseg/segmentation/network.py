@@ -1,35 +1,10 @@
 """The U-Net: a pixel-unshuffle stem, so that it works on a small grid and still ends at full resolution."""
 
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from realtime_skyseg.records import Class
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkShape:
-    """What fixes a network's layers.
-
-    U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution); skips
-    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work.
-    """
-
-    unshuffle: int = 2  # the network works on 1/unshuffle of the image's grid
-    filters: int = 16  # channels of the first level; doubled at each level below
-    depth: int = 3  # levels above the lowest
-    classes: int = len(Class)
-
-    @property
-    def multiple(self) -> int:
-        """Both sides of the input must be a multiple of this many px."""
-        return int(self.unshuffle * 2**self.depth)
-
-    def as_dict(self) -> dict[str, int]:
-        """As stored in a model file."""
-        return asdict(self)
+from realtime_skyseg.segmentation.model import NetworkShape
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

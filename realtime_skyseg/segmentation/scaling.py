@@ -29,14 +29,7 @@ def scale(image: Image, out: NDArray[np.float32] | None = None) -> NDArray[np.fl
     Raises:
         FrameError: the shape or dtype is not one of the above.
     """
-    if not isinstance(image, np.ndarray) or image.ndim != 2:
-        raise FrameError(f"image of shape {np.shape(image)} cannot be segmented; allowed: (height, width)")
-    if min(image.shape) < _MIN_SIDE_PX:
-        raise FrameError(
-            f"image of shape {image.shape} cannot be segmented; allowed: sides of {_MIN_SIDE_PX} px or more"
-        )
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise FrameError(f"image of dtype {image.dtype} cannot be segmented; allowed: uint8, uint16, float32")
+    check(image)
     if out is None:
         out = np.empty(image.shape, np.float32)
     step = max(1, int((image.size / _SAMPLE_PX) ** 0.5))
@@ -60,6 +53,39 @@ def scale(image: Image, out: NDArray[np.float32] | None = None) -> NDArray[np.fl
     if floating:
         np.copyto(out, np.float32(0.0), where=~np.isfinite(out))
     return out
+
+
+def scale_mirrored(image: Image, out: NDArray[np.float32]) -> None:
+    """Scale an image into the upper left of a larger array, and mirror it into the rest.
+
+    Args:
+        image: (height, width), see `scale`.
+        out: float32 to write to, at least (height, width).
+    """
+    height, width = image.shape
+    scale(image, out[:height, :width])
+    below, right = out.shape[0] - height, out.shape[1] - width
+    if below:
+        out[height:, :width] = out[_mirrored(height, below), :width]
+    if right:
+        out[:, width:] = out[:, _mirrored(width, right)]
+
+
+def check(image: Image) -> None:
+    """Raise `FrameError` unless an image has a shape and dtype that can be segmented."""
+    if not isinstance(image, np.ndarray) or image.ndim != 2:
+        raise FrameError(f"image of shape {np.shape(image)} cannot be segmented; allowed: (height, width)")
+    if min(image.shape) < _MIN_SIDE_PX:
+        raise FrameError(
+            f"image of shape {image.shape} cannot be segmented; allowed: sides of {_MIN_SIDE_PX} px or more"
+        )
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise FrameError(f"image of dtype {image.dtype} cannot be segmented; allowed: uint8, uint16, float32")
+
+
+def _mirrored(n: int, more: int) -> NDArray[np.intp]:
+    """Which of `n` rows stand in the `more` rows beyond them: the last one first, back and forth as often as needed."""
+    return np.pad(np.arange(n), (0, more), mode="symmetric")[n:]
 
 
 def _order_statistics(

@@ -1,6 +1,7 @@
 """Plain PyTorch: the reference on the CPU (float32), and half precision on a CUDA GPU."""
 
 import platform
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -46,8 +47,13 @@ class TorchEngine:
         return self.run()
 
 
-def reference_mask(model: Model, image: NDArray[np.float32]) -> Mask:
-    """The mask of a scaled image by torch in float32 on the CPU."""
-    with torch.inference_mode():
-        mask: Mask = MaskNet(model.load_network()).eval()(torch.from_numpy(image)[None, None])[0, 0].numpy()
-    return mask
+def reference(model: Model) -> Callable[[NDArray[np.float32]], Mask]:
+    """Scaled image -> mask, by torch in float32 on the CPU."""
+    network = MaskNet(model.load_network()).eval()
+
+    def mask_of(image: NDArray[np.float32]) -> Mask:
+        with torch.inference_mode():
+            mask: Mask = network(torch.from_numpy(image)[None, None])[0, 0].numpy()
+        return mask
+
+    return mask_of

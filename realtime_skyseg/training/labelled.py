@@ -108,7 +108,11 @@ def _rows(images: Path, table: Path | None) -> list[tuple[str, str, int]]:
         missing = {"image", "source_id", "fold"} - set(reader.fieldnames or ())
         if missing:
             raise SettingsError(f"table: {table} has no column '{sorted(missing)[0]}'; needed: image, source_id, fold")
-        rows = sorted((Path(row["image"]).name, row["source_id"], int(row["fold"])) for row in reader)
+        try:
+            rows = sorted((Path(row["image"]).name, row["source_id"], int(row["fold"])) for row in reader)
+        except ValueError as error:
+            place = f"{table}, line {reader.line_num}"
+            raise SettingsError(f"table: {place}: fold: {error}; allowed: whole numbers") from error
     present = [row for row in rows if (images / row[0]).is_file()]
     if not present:
         raise SettingsError(f"images: folder '{images}' holds none of the images of {table}")

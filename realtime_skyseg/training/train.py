@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
 
 from realtime_skyseg.config import TrainingSettings
 from realtime_skyseg.records import Class, Image, Mask
-from realtime_skyseg.segmentation.model import save_model
-from realtime_skyseg.segmentation.network import MaskNet, NetworkShape, UNet
-from realtime_skyseg.segmentation.scaling import scale
+from realtime_skyseg.segmentation.model import NetworkShape, save_model
+from realtime_skyseg.segmentation.network import MaskNet, UNet
+from realtime_skyseg.segmentation.scaling import scale_mirrored
 from realtime_skyseg.training.augment import Sampler
 from realtime_skyseg.training.evaluate import Scores, score
 from realtime_skyseg.training.labelled import LabelledImage, read_labelled
@@ -93,17 +92,13 @@ def validate(network: UNet, pairs: list[LabelledImage]) -> Scores:
     decide = MaskNet(network).eval()
 
     def segment(image: Image) -> Mask:
-        padded = torch.from_numpy(_padded(scale(image), network.shape.multiple)).to(device)
-        mask: Mask = decide(padded[None, None]).cpu().numpy()[0, 0]
+        padded = np.empty(network.shape.padded(image.shape), np.float32)
+        scale_mirrored(image, padded)
+        mask: Mask = decide(torch.from_numpy(padded)[None, None].to(device)).cpu().numpy()[0, 0]
         return mask[: image.shape[0], : image.shape[1]]
 
     with torch.inference_mode():
         return score(pairs, segment)
-
-
-def _padded(image: NDArray[np.float32], multiple: int) -> NDArray[np.float32]:
-    height, width = image.shape
-    return np.pad(image, ((0, -height % multiple), (0, -width % multiple)), mode="symmetric")
 
 
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
