@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="score a model on labelled images")
     command.add_argument("--images", type=Path, required=True, help="folder of images")
     command.add_argument("--labels", type=Path, required=True, help="folder of label pictures of the same names")
+    command.add_argument("--label-values", metavar="N=CLASS,...", help="meaning of single-channel labels")
     command.add_argument("--table", type=Path, help="CSV with the columns image, source_id, fold")
     command.add_argument("--fold", type=int, action="append", help="only this fold; may be repeated")
     command.add_argument("--model", default="compact", help="a shipped model or a file; default: %(default)s")
@@ -84,8 +85,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--invert", action="store_true", help="score on inverted images: bright skyrmions instead of dark"
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, per image too")
+    command.add_argument("--zoom", type=float, default=1.0, metavar="FACTOR", help="score on shrunk or enlarged images")
+    command.add_argument("--noise", type=float, default=0.0, metavar="SIGMA", help="add noise, in 8 bit grey levels")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, per source and image too")
+    command.add_argument("--plot", type=Path, metavar="DIR", help="draw curves and the worst images")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("import", help="turn a lab's .keras model into one of the product's")
+    command.add_argument("file", type=Path, help="the .keras file")
+    command.add_argument("--out", type=Path, help="the model file to write; default: FILE.safetensors")
+    command.add_argument(
+        "--classes",
+        default="skyrmion,defect,background",
+        help="what its outputs mean, in its order; default: %(default)s",
+    )
+    command.set_defaults(command=_import)
+
+    command = commands.add_parser("threshold", help="make a model that binarises by a threshold")
+    command.add_argument("out", type=Path, help="the model file to write")
+    command.add_argument("--level", type=float, default=0.25, help="distance from the median, in units of the spread "
+                         "between the 1st and 99th percentile; default: %(default)s")  # fmt: skip
+    command.add_argument("--blur-px", type=float, default=1.5, help="sigma of the blur before; default: %(default)s")
+    command.add_argument("--bright", action="store_true", help="skyrmions are bright; default: dark")
+    command.set_defaults(command=_threshold)
     return parser
 
 
@@ -176,26 +198,61 @@ def _models(_: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from realtime_skyseg.config import load_training
-    from realtime_skyseg.training.train import train
+    from realtime_skyseg.plots import plot_cases, plot_history
+    from realtime_skyseg.segmenter import Segmenter
+    from realtime_skyseg.training.evaluate import evaluate, worst
+    from realtime_skyseg.training.train import Training
 
-    print(f"model: {train(load_training(options.config, options.set))}")
+    training = Training(load_training(options.config, options.set))
+    path = training.run()
+    scores, masks = evaluate(Segmenter.load(str(path), "torch"), training.validation)
+    plot_history(training.history, training.report_folder / "curves.png")
+    plot_cases(worst(scores, training.validation, masks), training.report_folder / "worst.png")
+    print(f"model: {path}, report: {training.report_folder}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from realtime_skyseg import terminal
     from realtime_skyseg.segmenter import Segmenter
-    from realtime_skyseg.training.evaluate import evaluate
+    from realtime_skyseg.training.evaluate import changed, evaluate, worst
+    from realtime_skyseg.training.labelled import label_values, read_labelled
 
+    values = label_values(options.label_values) if options.label_values else None
+    pairs = read_labelled(options.images, options.labels, options.table, options.fold, values)
     segmenter = Segmenter.load(options.model, options.engine)
-    scores = evaluate(segmenter, options.images, options.labels, options.table, options.fold, options.invert)
-    for name, value in scores.figures().items():
-        print(f"{name:18} {value:.4f}")
+    pairs = changed(pairs, options.invert, options.zoom, options.noise)
+    scores, masks = evaluate(segmenter, pairs)
+    terminal.show_scores(terminal.console(), scores.as_dict())
     if options.json:
         record = {"model": segmenter.model.name, "engine": segmenter.engine.name, **scores.as_dict()}
         try:
             options.json.write_text(json.dumps(record, indent=1))
         except OSError as error:
             raise SettingsError(f"--json: '{options.json}' cannot be written: {error.strerror}") from error
+    sureness = scores.sureness()
+    if options.plot and sureness:
+        from realtime_skyseg.plots import plot_cases, plot_sureness
+
+        plot_sureness(sureness, options.plot / "sureness.png")
+        plot_cases(worst(scores, pairs, masks), options.plot / "worst.png")
+        print(f"pictures: {options.plot}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from realtime_skyseg.segmentation.keras_file import import_keras
+
+    out = options.out or options.file.with_suffix(".safetensors")
+    classes = [name.strip() for name in options.classes.split(",")]
+    print(f"model: {import_keras(options.file, classes, out)}")
+    return 0
+
+
+def _threshold(options: argparse.Namespace) -> int:
+    from realtime_skyseg.segmentation.threshold import save_threshold
+
+    print(f"model: {save_threshold(options.out, options.level, options.blur_px, options.bright)}")
     return 0
 
 

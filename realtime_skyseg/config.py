@@ -168,21 +168,34 @@ DEMO: dict[str, Any] = {
 }
 
 
+ClassName = Literal["background", "skyrmion", "defect", "outside", "edge"]
+
+
 class TrainingSettings(Section):
     """What `skyseg train` needs to know."""
 
     images: Path
     """Folder of images."""
     labels: Path
-    """Folder of label pictures of the same names."""
-    table: Path
-    """CSV with the columns image, source_id, fold."""
-    train_folds: Annotated[list[int], Field(min_length=1)]
-    """Folds to learn from."""
-    validate_folds: Annotated[list[int], Field(min_length=1)]
+    """Folder of label pictures of the same names: colours, or class numbers in a single channel."""
+    label_values: dict[int, ClassName] | None = None
+    """What the numbers of single-channel labels mean; absent: 0 background, 1 skyrmion, 2 defect, 3 outside, 4 edge."""
+    table: Path | None = None
+    """CSV with the columns image, source_id, fold; absent: each image is a source of its own."""
+    train_folds: Annotated[list[int], Field(min_length=1)] | None = None
+    """Folds to learn from; needs `validate_folds`."""
+    validate_folds: Annotated[list[int], Field(min_length=1)] | None = None
     """Folds to score on; never among `train_folds`."""
+    validate_sources: Annotated[list[str], Field(min_length=1)] | None = None
+    """Without folds: sources to score on; all others are learnt from."""
+    validate_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """With neither: share of the sources to score on, drawn by `seed`."""
     out: Path
-    """The model file to write."""
+    """The model file to write; beside it a folder with curves and a table, and, until the end, a checkpoint."""
+    start_from: str | None = None
+    """Go on from a shipped model or a file, instead of from random weights; it also fixes the network."""
+    teachers: list[str] = []
+    """Models whose averaged probabilities are learnt beside the labels (distillation)."""
     steps: Annotated[int, Field(ge=1)] = 3000
     """Optimiser steps."""
     batch: Annotated[int, Field(ge=1)] = 8
@@ -191,12 +204,16 @@ class TrainingSettings(Section):
     """Side of a crop."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak of the schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """Of AdamW."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     """Of the moving average of the weights."""
     validate_every: Annotated[int, Field(ge=1)] = 200
-    """Steps between two scores on the validation folds."""
+    """Steps between two scores on the validation images, and between two checkpoints."""
     seed: int = 0
     """Of weights, sampling and augmentation."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """CPU threads; absent: one per core."""
     unshuffle: Literal[1, 2, 4] = 2
     """The network works on 1/unshuffle of the image's grid."""
     filters: Annotated[int, Field(ge=4, le=128)] = 16
@@ -205,12 +222,21 @@ class TrainingSettings(Section):
     """Levels above the lowest."""
 
     @model_validator(mode="after")
-    def _check_folds(self) -> Self:
-        both = set(self.train_folds) & set(self.validate_folds)
+    def _check_split(self) -> Self:
+        if (self.train_folds is None) != (self.validate_folds is None):
+            raise ValueError("train_folds and validate_folds are set together, or neither")
+        if self.train_folds and self.table is None:
+            raise ValueError("train_folds needs the table that names the folds (table: CSV with column 'fold')")
+        if self.train_folds and self.validate_sources:
+            raise ValueError("validate_sources and folds exclude each other; allowed: one of them")
+        both = set(self.train_folds or ()) & set(self.validate_folds or ())
         if both:
             raise ValueError(
                 f"validate_folds has fold {sorted(both)[0]}, which is among train_folds; allowed: folds not trained on"
             )
+        fixed = {"unshuffle", "filters", "depth"} & self.model_fields_set
+        if self.start_from and fixed:
+            raise ValueError(f"{sorted(fixed)[0]} is fixed by the model of start_from; leave it out")
         return self
 
 

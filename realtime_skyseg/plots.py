@@ -1,6 +1,7 @@
 """Pictures of runs and masks."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,7 +57,66 @@ def plot_run(run: Run, path: Path) -> None:
         field.plot(table["time_s"], table["field_mT"], color="tab:blue", linewidth=1)
         field.set_ylabel("field (mT)", color="tab:blue")
     right.legend(loc="center left")
+    _save(figure, path)
+
+
+def plot_history(history: list[dict[str, float]], path: Path) -> None:
+    """Write a picture of a training: loss and validation figures over the steps.
+
+    Args:
+        history: as `Training.history`.
+        path: the picture.
+    """
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    panels = [("loss",), ("skyrmion_iou", "skyrmion_mcc", "object_f1"), ("count_mape", "defect_iou")]
+    for axis, names in zip(axes, panels, strict=True):
+        for name in names:
+            axis.plot([row["step"] for row in history], [row[name] for row in history], ".-", label=name)
+        axis.set_xlabel("step")
+        axis.legend()
+    _save(figure, path)
+
+
+def plot_sureness(sureness: dict[str, Any], path: Path) -> None:
+    """Write a picture of precision over recall, and of observed shares over probabilities.
+
+    Args:
+        sureness: as `Scores.sureness`.
+        path: the picture.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(sureness["recall"], sureness["precision"])
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    left.set_title(f"pixels of skyrmions, average precision {sureness['average_precision']:.3f}")
+    right.plot([0, 1], [0, 1], color="lightgray")
+    right.plot(sureness["probability"], sureness["observed"], ".-")
+    right.set(xlabel="probability of skyrmion", ylabel="share of pixels that are", xlim=(0, 1), ylim=(0, 1))
+    right.set_title(f"expected calibration error {sureness['ece']:.3f}")
+    _save(figure, path)
+
+
+def plot_cases(cases: list[tuple[str, Image, Mask, Mask]], path: Path) -> None:
+    """Write images with the outlines of their labels (left) and of what was found (right), a row each.
+
+    Args:
+        cases: title, image, label and mask of each.
+        path: the picture.
+    """
+    figure = Figure(figsize=(14, 5.4 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), 2, squeeze=False)
+    for row, (title, image, label, mask) in zip(axes, cases, strict=True):
+        for axis, outlined, what in zip(row, (label, mask), ("label", "found"), strict=True):
+            axis.imshow(overlay(image, outlined), interpolation="nearest")
+            axis.set_title(f"{title}: {what}")
+            axis.set_axis_off()
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"--plot: '{path}' cannot be written: {error}") from error
+        raise SettingsError(f"picture '{path}' cannot be written: {error}") from error

@@ -1,16 +1,18 @@
 """One image in, its mask and objects out: the code that live runs, offline analysis and evaluation share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import FrameError
-from realtime_skyseg.records import Image, Mask, Segmentation
+from realtime_skyseg.records import Class, Image, Mask, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
-from realtime_skyseg.segmentation.scaling import check, scale_mirrored
+from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored
 
 
 class Segmenter:
@@ -76,18 +78,18 @@ class Segmenter:
         """Segment and measure an image.
 
         Args:
-            image: (height, width), uint8, uint16 or float32; dark or bright skyrmions.
+            image: (height, width) of 16 px or more, integers or floats; dark or bright skyrmions.
 
         Raises:
-            FrameError: another shape or dtype.
+            FrameError: another shape or kind of numbers.
         """
         self.prepare(image)
         return self.measure(self.segment())
 
     def prepare(self, image: Image) -> None:
         """First step: scale the image into the engine's input, mirrored beyond the lower and right border."""
-        check(image)
-        scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input)
+        image = as_image(image)
+        scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input, self.model.scaling)
 
     def segment(self) -> Mask:
         """Second step: the mask (height, width) of what was prepared, owned by the caller."""
@@ -97,3 +99,21 @@ class Segmenter:
     def measure(self, mask: Mask) -> Segmentation:
         """Third step: the objects of a mask."""
         return measure(mask, self._min_area_px, self._stripe_slenderness)
+
+    def skyrmion_probability(self) -> Callable[[Image], NDArray[np.float32]]:
+        """Image -> (height, width) float32: how likely the network takes each pixel for skyrmion.
+
+        By torch in float32, whatever the engine: engines give only the class.
+        """
+        from realtime_skyseg.segmentation.torch_engine import probabilities
+
+        probability = probabilities(self.model)
+
+        def probability_of(image: Image) -> NDArray[np.float32]:
+            image = as_image(image)
+            height, width = image.shape
+            scaled = np.empty(self.model.shape.padded(image.shape), np.float32)
+            scale_mirrored(image, scaled, self.model.scaling)
+            return probability(scaled)[Class.SKYRMION, :height, :width]
+
+        return probability_of

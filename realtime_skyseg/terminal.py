@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -114,6 +115,36 @@ def show_run(console: Console, run: Run) -> None:
         console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
     if run.summary:
         console.print(_latency_table(run.summary["latency_ms"]))
+
+
+def show_scores(console: Console, scores: dict[str, Any]) -> None:
+    """Print the figures of a model on labelled images.
+
+    Args:
+        console: see `console`.
+        scores: as `Scores.as_dict`.
+    """
+    table = Table("class", "IoU", "F1", "MCC", "labelled px", "found px")
+    for name, values in scores["classes"].items():
+        if values["labelled_px"] or values["found_px"]:
+            figures = [f"{values[key]:.3f}" for key in ("iou", "f1", "mcc")]
+            table.add_row(name, *figures, f"{values['labelled_px']:.0f}", f"{values['found_px']:.0f}")
+    console.print(table)
+    keys = {"skyrmion_iou": "IoU", "object_f1": "object F1", "object_precision": "precision", "object_recall": "recall",
+            "count_mape": "count error"}  # fmt: skip
+    for title, rows in (
+        ("source", scores["per_source"]),
+        ("image", {row["image"]: row for row in scores["per_image"]}),
+    ):
+        table = Table(title, *keys.values())
+        for name, values in rows.items():
+            table.add_row(name, *(f"{values[key]:.3f}" for key in keys))
+        console.print(table)
+    table = Table(f"all {scores['images']} images", "")
+    for key, value in scores.items():
+        if isinstance(value, float):
+            table.add_row(key, f"{value:.4f}")
+    console.print(table)
 
 
 def _state(pipeline: Pipeline) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model
+from realtime_skyseg.segmentation.model import NetworkShape
 from realtime_skyseg.training.evaluate import Scores, score_image
 from realtime_skyseg.training.labelled import read_label, read_labelled
 
@@ -38,7 +39,7 @@ def write_labelled(folder: Path, n: int = 6) -> Path:
         image = 128 - 45.0 * (label[..., 2] > 0) + rng.normal(0, 12, label.shape[:2])
         cv2.imwrite(str(folder / "images" / f"{index}.png"), np.clip(image, 0, 255).astype(np.uint8))
         cv2.imwrite(str(folder / "labels" / f"{index}.png"), label)
-        rows.append(f"images/{index}.png,labels/{index}.png,{index // 2},0,{index % 2}")
+        rows.append(f"images/{index}.png,labels/{index}.png,{index},0,{index % 2}")
     (folder / "table.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -70,9 +71,9 @@ def test_folds_choose_images(tmp_path: Path) -> None:
     data = write_labelled(tmp_path)
     pairs = read_labelled(data / "images", data / "labels", data / "table.csv", [1])
     assert [(pair.name, pair.source, pair.fold) for pair in pairs] == [
-        ("1.png", "0", 1),
-        ("3.png", "1", 1),
-        ("5.png", "2", 1),
+        ("1.png", "1", 1),
+        ("3.png", "3", 1),
+        ("5.png", "5", 1),
     ]
     assert all(pair.image.shape == pair.mask.shape for pair in pairs)
 
@@ -149,7 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_training_ends_with_a_model_that_every_engine_runs(trained: tuple[Path, Path]) -> None:
     data, path = trained
     model = load_model(str(path))
-    assert model.network == {"unshuffle": 2, "filters": 4, "depth": 2, "classes": 5}
+    assert model.shape == NetworkShape(unshuffle=2, filters=4, depth=2)
     assert model.training["images"] == 3
     image = cv2.imread(str(data / "images" / "1.png"), cv2.IMREAD_GRAYSCALE)
     assert image is not None

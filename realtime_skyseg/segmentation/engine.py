@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import MissingExtraError, ParityError
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmentation.model import Model
-from realtime_skyseg.segmentation.scaling import scale
+from realtime_skyseg.segmentation.model import Model, NetworkShape
+from realtime_skyseg.segmentation.scaling import Scaling, scale
 
 log = logging.getLogger(__name__)
 
 #: Smallest share of pixels on which an engine must agree with torch float32.
 MIN_AGREEMENT = 0.995
+
+#: Largest layer of a network, in bytes of float32; images that need more are cut into tiles.
+_MAX_LAYER_BYTES = 256 * 2**20
 
 
 class Engine(Protocol):
@@ -38,14 +42,60 @@ class Engine(Protocol):
         """Segment `input`: a mask of its shape, overwritten by the next call."""
 
 
+class TiledEngine:
+    """`Engine` for a large image: runs the engine of one tile on overlapping tiles.
+
+    Neighbouring tiles overlap by twice the network's reach and are cut in the middle. Each pixel is thus decided
+    with all that the network can see around it: the mask is that of the whole image, without seams or blending.
+    """
+
+    def __init__(self, tile: Engine, shape: tuple[int, int], margin: int) -> None:
+        self.name, self.device, self.precision, self.agreement = tile.name, tile.device, tile.precision, tile.agreement
+        self.input: NDArray[np.float32] = np.zeros(shape, np.float32)
+        self._tile = tile
+        self._mask: Mask = np.zeros(shape, np.uint8)
+        rows, columns = (_tiles(n, side, margin) for n, side in zip(shape, tile.input.shape, strict=True))
+        self._places = [(row, column) for row in rows for column in columns]
+
+    def run(self) -> Mask:
+        """See `Engine`."""
+        height, width = self._tile.input.shape
+        for (top, first_row, end_row), (left, first_column, end_column) in self._places:
+            self._tile.input[...] = self.input[top : top + height, left : left + width]
+            part = self._tile.run()[first_row - top : end_row - top, first_column - left : end_column - left]
+            self._mask[first_row:end_row, first_column:end_column] = part
+        return self._mask
+
+
+def _tiles(n: int, side: int, margin: int) -> list[tuple[int, int, int]]:
+    """Along one axis of `n` px: where each tile of `side` px begins, and from where to where it decides."""
+    step = side - 2 * margin
+    begins = [*range(0, n - side, step), n - side]
+    cuts = [0, *((here + side + there) // 2 for here, there in itertools.pairwise(begins)), n]
+    return list(zip(begins, cuts, cuts[1:], strict=False))
+
+
+def tile_shape(network: NetworkShape, shape: tuple[int, int], max_bytes: int = _MAX_LAYER_BYTES) -> tuple[int, int]:
+    """The tile (height, width) for an image of `shape`, a multiple of the network's: the image itself if it fits."""
+    height, width = shape
+    if height * width * network.bytes_per_pixel <= max_bytes:
+        return shape
+    side = int((max_bytes / network.bytes_per_pixel) ** 0.5) // network.multiple * network.multiple
+    side = max(side, 4 * network.margin)  # at least a quarter of each pass is new
+    return min(height, side), min(width, side)
+
+
 def open_engine(
     model: Model,
     shape: tuple[int, int],
     choice: EngineChoice = "auto",
     threads: int | None = None,
     cache: Path | None = None,
+    max_layer_bytes: int = _MAX_LAYER_BYTES,
 ) -> Engine:
     """Make an engine for images of `shape` (height, width), padded up to the network's multiple.
+
+    A large image is cut into tiles (`TiledEngine`).
 
     Args:
         model: the model to run.
@@ -53,21 +103,26 @@ def open_engine(
         choice: which engine; `auto` is torch on a CUDA GPU, else OpenVINO, else torch on the CPU.
         threads: CPU threads; None: one per core.
         cache: folder for built engines; None: the user's cache folder.
+        max_layer_bytes: where one layer of the network would take more, the image is cut into tiles.
 
     Raises:
         MissingExtraError: the chosen engine is not installed.
         ParityError: the engine's masks differ too much from those of torch float32.
     """
     padded = model.shape.padded(shape)
+    tile = tile_shape(model.shape, padded, max_layer_bytes)
     chosen, why = _choose(choice)
     log.info("engine %s: %s", chosen, why)
+    engine: Engine
     if chosen == "openvino":
         from realtime_skyseg.segmentation.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(model, padded, threads, cache)
-    from realtime_skyseg.segmentation.torch_engine import TorchEngine
+        engine = OpenVinoEngine(model, tile, threads, cache)
+    else:
+        from realtime_skyseg.segmentation.torch_engine import TorchEngine
 
-    return TorchEngine(model, padded, threads)
+        engine = TorchEngine(model, tile, threads)
+    return engine if tile == padded else TiledEngine(engine, padded, model.shape.margin)
 
 
 def check_parity(
@@ -80,7 +135,7 @@ def check_parity(
     """
     from realtime_skyseg.segmentation.torch_engine import reference
 
-    images = [_parity_image(shape, seed) for seed in range(3)]
+    images = [_parity_image(shape, seed, model.scaling) for seed in range(3)]
     expected = reference(model)
     agreement = float(np.mean([np.mean(found(image) == expected(image)) for image in images]))
     log.info("engine %s agrees with torch float32 on %.4f %% of the pixels", engine, 100 * agreement)
@@ -117,7 +172,7 @@ def _has_nvidia_driver() -> bool:
     return True
 
 
-def _parity_image(shape: tuple[int, int], seed: int) -> NDArray[np.float32]:
+def _parity_image(shape: tuple[int, int], seed: int, scaling: Scaling) -> NDArray[np.float32]:
     """Dark or bright discs of 4 to 24 px in white noise, scaled."""
     rng = np.random.default_rng(seed)
     height, width = shape
@@ -129,4 +184,4 @@ def _parity_image(shape: tuple[int, int], seed: int) -> NDArray[np.float32]:
         box = np.s_[top : int(y + radius) + 2, left : int(x + radius) + 2]
         inside = (rows[box[0]] - y) ** 2 + (columns[:, box[1]] - x) ** 2 < radius**2
         image[box][inside] += -45 if seed % 2 == 0 else 45
-    return scale(np.clip(image, 0, 255).astype(np.uint8))
+    return scale(np.clip(image, 0, 255).astype(np.uint8), how=scaling)

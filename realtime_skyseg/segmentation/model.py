@@ -4,12 +4,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
+from realtime_skyseg.segmentation.scaling import Scaling
 
 if TYPE_CHECKING:
     from realtime_skyseg.segmentation.network import UNet
@@ -23,13 +24,32 @@ class NetworkShape:
     """What fixes a network's layers.
 
     U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution); skips
-    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work.
+    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work. With
+    `up_multiplier` skips are concatenated and upsampling is a transposed convolution, as in the "Skyrmion U-Net".
     """
 
     unshuffle: int = 2  # the network works on 1/unshuffle of the image's grid
     filters: int = 16  # channels of the first level; doubled at each level below
     depth: int = 3  # levels above the lowest
-    classes: int = len(Class)
+    classes: int = len(Class)  # the first ones of `Class`
+    kernel: int = 3  # side of the convolutions
+    activation: Literal["relu", "mish"] = "relu"
+    up_multiplier: int = 0  # 0: nearest neighbours, added; else transposed convolution to so many times the channels
+
+    @property
+    def margin(self) -> int:
+        """How far (px) the network looks around a pixel, rounded up to `multiple`."""
+        reach = 0
+        for level in range(self.depth + 1):
+            convolutions = 2 if level == self.depth else 4
+            # Pooling and upsampling look at most one pixel of their level further.
+            reach += (convolutions * (self.kernel // 2) + (level > 0) * max(1, self.kernel // 2)) * 2**level
+        return -(-reach * self.unshuffle // self.multiple) * self.multiple
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Memory of the widest layer per pixel of the image, in float32."""
+        return 4 * self.filters * (1 + self.up_multiplier) / self.unshuffle**2
 
     @property
     def multiple(self) -> int:
@@ -41,7 +61,7 @@ class NetworkShape:
         height, width = (-(-side // self.multiple) * self.multiple for side in shape)
         return height, width
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """As stored in a model file."""
         return asdict(self)
 
@@ -53,7 +73,8 @@ class Model:
     name: str
     path: Path
     sha256: str  # of the whole file
-    network: dict[str, int]  # fields of `NetworkShape`
+    network: dict[str, Any]  # fields of `NetworkShape`
+    scaling: Scaling  # what the network was trained on
     training: dict[str, Any]  # data, split, seed and figures, as written by training
 
     @property
@@ -105,14 +126,30 @@ def load_model(name: str) -> Model:
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         network=json.loads(metadata["network"]),
+        scaling=metadata.get("scaling", "percentiles"),
         training=json.loads(metadata.get("training", "{}")),
     )
 
 
-def save_model(network: "UNet", path: Path, training: dict[str, Any]) -> None:
-    """Write a network's weights and shape to `path`."""
-    from safetensors.torch import save_file
+def save_model(network: "UNet", path: Path, training: dict[str, Any], scaling: Scaling = "percentiles") -> None:
+    """Write a network's weights and shape to `path`.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    from safetensors.torch import save
 
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    metadata = {"format": FORMAT, "network": json.dumps(network.shape.as_dict()), "training": json.dumps(training)}
-    save_file(tensors, path, metadata=metadata)
+    metadata = {
+        "format": FORMAT,
+        "network": json.dumps(network.shape.as_dict()),
+        "scaling": scaling,
+        "training": json.dumps(training),
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(save(tensors, metadata))
+        partial.replace(path)
+    except OSError as error:
+        raise SettingsError(f"model file '{path}' cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The U-Net: a pixel-unshuffle stem, so that it works on a small grid and still ends at full resolution."""
+"""The family of U-Nets: the product's own, with a pixel-unshuffle stem, and the lab's original one."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,35 @@ from torch.nn import functional
 from realtime_skyseg.segmentation.model import NetworkShape
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
+def _block(inputs: int, outputs: int, shape: NetworkShape) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        layers += [
-            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        ]
+        if shape.kernel % 2:
+            layers.append(nn.Conv2d(channels, outputs, shape.kernel, padding=shape.kernel // 2, bias=False))
+        else:
+            # As TensorFlow pads: one more below and to the right.
+            before, after = (shape.kernel - 1) // 2, shape.kernel // 2
+            layers.append(nn.ZeroPad2d((before, after, before, after)))
+            layers.append(nn.Conv2d(channels, outputs, shape.kernel, bias=False))
+        layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.Mish() if shape.activation == "mish" else nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+class _Enlarge(nn.Module):
+    """Transposed convolution to twice the size, cut as TensorFlow's padding `same` does."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, kernel, stride=2)
+        self._before = max(kernel - 2, 0) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, height, width) -> (batch, outputs, 2 height, 2 width)."""
+        height, width = 2 * x.shape[-2], 2 * x.shape[-1]
+        enlarged: Tensor = self.conv(x)
+        cut = slice(self._before, self._before + height), slice(self._before, self._before + width)
+        return enlarged[..., cut[0], cut[1]]
 
 
 class UNet(nn.Module):
@@ -29,22 +49,27 @@ class UNet(nn.Module):
         channels = shape.unshuffle**2
         self.down = nn.ModuleList()
         for level in range(shape.depth):
-            self.down.append(_block(channels, shape.filters << level))
+            self.down.append(_block(channels, shape.filters << level, shape))
             channels = shape.filters << level
-        self.lowest = _block(channels, shape.filters << shape.depth)
+        self.lowest = _block(channels, shape.filters << shape.depth, shape)
         channels = shape.filters << shape.depth
         self.reduce = nn.ModuleList()
         self.up = nn.ModuleList()
         for level in reversed(range(shape.depth)):
             outputs = shape.filters << level
-            self.reduce.append(nn.Conv2d(channels, outputs, 1))
-            self.up.append(_block(outputs, outputs))
+            if shape.up_multiplier:
+                more = outputs * shape.up_multiplier
+                self.reduce.append(_Enlarge(channels, more, shape.kernel))
+                self.up.append(_block(more + outputs, outputs, shape))
+            else:
+                self.reduce.append(nn.Conv2d(channels, outputs, 1))
+                self.up.append(_block(outputs, outputs, shape))
             channels = outputs
         self.head = nn.Conv2d(channels, shape.classes * shape.unshuffle**2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        x = functional.pixel_unshuffle(image, self.shape.unshuffle)
+        x = functional.pixel_unshuffle(image, self.shape.unshuffle) if self.shape.unshuffle > 1 else image
         skips: list[Tensor] = []
         for block in self.down:
             x = block(x)
@@ -52,8 +77,11 @@ class UNet(nn.Module):
             x = functional.max_pool2d(x, 2)
         x = self.lowest(x)
         for reduce, block in zip(self.reduce, self.up, strict=True):
-            x = functional.interpolate(reduce(x), scale_factor=2.0, mode="nearest")
-            x = block(x + skips.pop())
+            if self.shape.up_multiplier:
+                x = torch.cat([reduce(x), skips.pop()], 1)
+            else:
+                x = functional.interpolate(reduce(x), scale_factor=2.0, mode="nearest") + skips.pop()
+            x = block(x)
         logits: Tensor = self.head(x)
         return logits
 

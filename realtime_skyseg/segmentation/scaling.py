@@ -1,5 +1,7 @@
 """The one place where grey levels become the network's input, in training and live alike."""
 
+from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,16 +14,29 @@ _SAMPLE_PX = 20_000
 
 _MIN_SIDE_PX = 16
 
+_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 
-def scale(image: Image, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+#: Scaled pixels are cut at plus and minus this much. Nothing magnetic gets beyond 1; a hot pixel of 16 bits would
+#: reach hundreds, and with it as far as the network looks.
+LIMIT = 4.0
+
+
+#: `percentiles`: see `scale`. `range`: value / largest of its integer type, floats as they are, for guests that were
+#: trained on x / 255.
+Scaling = Literal["percentiles", "range"]
+
+
+def scale(image: Image, out: NDArray[np.float32] | None = None, how: Scaling = "percentiles") -> NDArray[np.float32]:
     """Scale an image to (image - median) / (99th percentile - 1st percentile).
 
     Independent of offset and contrast, and odd under inversion: scale(255 - image) == -scale(image) up to
-    rounding. A constant image gives zeros. Pixels that are not finite count as the median.
+    rounding. A constant image gives zeros. Pixels that are not finite count as the median; what lies beyond
+    plus or minus `LIMIT` is cut.
 
     Args:
         image: (height, width), uint8, uint16 or float32.
         out: (height, width) float32 to write to; allocated where absent.
+        how: `range` gives value / largest of its integer type instead.
 
     Returns:
         (height, width) float32.
@@ -32,43 +47,71 @@ def scale(image: Image, out: NDArray[np.float32] | None = None) -> NDArray[np.fl
     check(image)
     if out is None:
         out = np.empty(image.shape, np.float32)
+    offset, gain = _percentiles(image) if how == "percentiles" else _range(image)
+    with np.errstate(invalid="ignore", over="ignore"):  # pixels that are not finite are put right below
+        np.multiply(image, np.float32(gain), out=out, casting="unsafe")
+        out -= np.float32(offset * gain)
+    if image.dtype == np.float32:
+        np.copyto(out, np.float32(0.0), where=~np.isfinite(out))
+    if how == "percentiles":
+        np.clip(out, -LIMIT, LIMIT, out=out)
+    return out
+
+
+def _range(image: Image) -> tuple[float, float]:
+    return 0.0, {"uint8": 1 / 255, "uint16": 1 / 65535}.get(image.dtype.name, 1.0)
+
+
+def _percentiles(image: Image) -> tuple[float, float]:
+    """Median and 1 / (99th - 1st percentile); a gain of 0 where all pixels are equal or none is finite."""
     step = max(1, int((image.size / _SAMPLE_PX) ** 0.5))
     sample = image[::step, ::step].ravel()
-    floating = image.dtype == np.float32
-    if floating:
+    if image.dtype == np.float32:
         sample = sample[np.isfinite(sample)]
     if sample.size == 0:
-        out.fill(0.0)
-        return out
+        return 0.0, 0.0
     low, median, high = _order_statistics(sample)
     spread = high - low
     if not spread > 0:
         # A constant background with few bright pixels on it still deserves a scale.
-        finite = image[np.isfinite(image)] if floating else image
+        finite = image[np.isfinite(image)] if image.dtype == np.float32 else image
         spread = float(finite.max()) - float(finite.min())
-    gain = 1.0 / spread if spread > 0 else 0.0
-    with np.errstate(invalid="ignore", over="ignore"):  # pixels that are not finite are put right below
-        np.multiply(image, np.float32(gain), out=out, casting="unsafe")
-        out -= np.float32(median * gain)
-    if floating:
-        np.copyto(out, np.float32(0.0), where=~np.isfinite(out))
-    return out
+    return median, 1.0 / spread if spread > 0 else 0.0
 
 
-def scale_mirrored(image: Image, out: NDArray[np.float32]) -> None:
+def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "percentiles") -> None:
     """Scale an image into the upper left of a larger array, and mirror it into the rest.
 
     Args:
         image: (height, width), see `scale`.
         out: float32 to write to, at least (height, width).
+        how: see `scale`.
     """
     height, width = image.shape
-    scale(image, out[:height, :width])
+    scale(image, out[:height, :width], how)
     below, right = out.shape[0] - height, out.shape[1] - width
     if below:
         out[height:, :width] = out[_mirrored(height, below), :width]
     if right:
         out[:, width:] = out[:, _mirrored(width, right)]
+
+
+def as_image(pixels: NDArray[Any]) -> Image:
+    """Turn what notebooks and files hold into an image: float64, float16, other integers and byte orders.
+
+    Other integers and floats become float32; float64 beyond its range counts as not finite.
+
+    Raises:
+        FrameError: as `check`.
+    """
+    if isinstance(pixels, np.ndarray) and pixels.dtype.kind in "iuf":
+        native = pixels.dtype.newbyteorder("=")
+        with np.errstate(over="ignore"):
+            image: Image = pixels.astype(native if native in _DTYPES else np.float32, copy=False)
+        check(image)
+        return image
+    check(pixels)
+    return pixels
 
 
 def check(image: Image) -> None:
@@ -79,7 +122,7 @@ def check(image: Image) -> None:
         raise FrameError(
             f"image of shape {image.shape} cannot be segmented; allowed: sides of {_MIN_SIDE_PX} px or more"
         )
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
+    if image.dtype not in _DTYPES:
         raise FrameError(f"image of dtype {image.dtype} cannot be segmented; allowed: uint8, uint16, float32")
 
 

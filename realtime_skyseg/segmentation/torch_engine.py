@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from realtime_skyseg.records import Mask
 from realtime_skyseg.segmentation.engine import check_parity
@@ -57,3 +58,16 @@ def reference(model: Model) -> Callable[[NDArray[np.float32]], Mask]:
         return mask
 
     return mask_of
+
+
+def probabilities(model: Model) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Scaled image (height, width) -> probability of each class (classes, height, width), in float32 on the CPU."""
+    network = model.load_network()
+
+    def probability_of(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            small = network(torch.from_numpy(image)[None, None])
+            found: NDArray[np.float32] = functional.pixel_shuffle(small, model.shape.unshuffle)[0].softmax(0).numpy()
+        return found
+
+    return probability_of

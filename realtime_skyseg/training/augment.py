@@ -14,11 +14,25 @@ from realtime_skyseg.training.labelled import LabelledImage
 #: Share of crops that show a film without any object, so that a saturated sample is not filled with false ones.
 _EMPTY = 0.15
 
+#: Share of crops with synthetic dirt: labelled defects are too few (0.15 % of all pixels) to learn them from.
+_DIRTY = 0.2
+
+#: Sources with objects below this diameter (px) are drawn twice as often: they are the hardest and the fewest.
+_TINY_PX = 8.0
+
+_ZOOM = (0.5, 1.7)
+
+#: Neighbouring frames of a video whose skyrmions overlap at least this much (IoU) may be averaged.
+_SAME = 0.6
+
 
 @dataclass(frozen=True, slots=True)
 class _Scaled:
     image: NDArray[np.float32]
     mask: Mask
+    noise: float  # standard deviation of the image's own noise, in scaled units
+    diameter: float  # median of its objects, px; infinite without objects
+    alike: list[NDArray[np.float32]]  # frames of the same video in which nearly nothing has moved
 
 
 class Sampler:
@@ -27,10 +41,21 @@ class Sampler:
     def __init__(self, pairs: list[LabelledImage], crop_px: int, seed: int) -> None:
         self._crop = crop_px
         self._rng = np.random.default_rng(seed)
-        by_source: dict[str, list[_Scaled]] = {}
+        by_source: dict[str, list[LabelledImage]] = {}
         for pair in pairs:
-            by_source.setdefault(pair.source, []).append(_Scaled(scale(pair.image), pair.mask))
-        self._sources = list(by_source.values())
+            by_source.setdefault(pair.source, []).append(pair)
+        self._sources = [_scaled(source) for source in by_source.values()]
+        weights = [2.0 if min(image.diameter for image in source) < _TINY_PX else 1.0 for source in self._sources]
+        self._weights = np.array(weights) / sum(weights)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the random numbers, to go on from after a pause."""
+        return dict(self._rng.bit_generator.state)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
 
     def batch(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Crops (size, 1, crop, crop) float32 and their masks (size, crop, crop) uint8."""
@@ -39,15 +64,21 @@ class Sampler:
 
     def _crop_of_image(self) -> tuple[NDArray[np.float32], Mask]:
         rng = self._rng
-        image: Any
-        source = self._sources[rng.integers(len(self._sources))]
+        source = self._sources[rng.choice(len(self._sources), p=self._weights)]
         chosen = source[rng.integers(len(source))]
-        image, mask = self._geometry(chosen.image, chosen.mask)
-        image = image * np.float32(np.exp(rng.normal(0, 0.3))) + np.float32(rng.normal(0, 0.15))
+        image: Any = chosen.image
+        if chosen.alike and rng.random() < 0.2:
+            image = (image + chosen.alike[rng.integers(len(chosen.alike))]) / 2  # averaged by the camera's software
+        image, mask = self._geometry(image, chosen.mask)
         if rng.random() < 0.3:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
         if rng.random() < 0.5:
-            image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.3))
+            image = image + rng.standard_normal(image.shape, np.float32) * np.float32(
+                rng.uniform(0, 1.5) * chosen.noise
+            )
+        if rng.random() < _DIRTY:
+            image, mask = self._dirt(image, mask)
+        image = image * np.float32(np.exp(rng.normal(0, 0.3))) + np.float32(rng.normal(0, 0.15))
         if rng.random() < 0.3:
             image = image + self._gradient(0.3)
         if rng.random() < 0.5:
@@ -55,9 +86,9 @@ class Sampler:
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask)
 
     def _geometry(self, image: Any, mask: Any) -> tuple[NDArray[np.float32], Mask]:
-        """A crop at random position, scale (0.5 to 1.7), angle and mirror image."""
+        """A crop at random position, scale, angle and mirror image."""
         rng, crop = self._rng, self._crop
-        zoom = float(np.exp(rng.uniform(np.log(0.5), np.log(1.7))))
+        zoom = float(np.exp(rng.uniform(np.log(_ZOOM[0]), np.log(_ZOOM[1]))))
         height, width = image.shape
         side = min(int(crop / zoom), height, width)
         top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
@@ -78,18 +109,104 @@ class Sampler:
             image, mask = np.rot90(image, quarter), np.rot90(mask, quarter)
         if rng.random() < 0.5:
             image, mask = image[:, ::-1], mask[:, ::-1]
-        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        return np.ascontiguousarray(image), np.array(mask)
 
     def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
         """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
         image: Any = self._rng.standard_normal((self._crop, self._crop), np.float32)
         if self._rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), self._rng.uniform(0.3, 1.2))
+            image = cv2.GaussianBlur(image, (0, 0), self._rng.uniform(0.3, 1.5))
         if self._rng.random() < 0.5:
             image = image / image.std() + self._gradient(1.0)
-        return scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
+        image, mask = scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
+        if self._rng.random() < _DIRTY:
+            image, mask = self._dirt(image, mask)
+        return image, mask
+
+    def _dirt(self, image: Any, mask: Any) -> tuple[NDArray[np.float32], Mask]:
+        """Specks and scratches as they look after the background was subtracted and the sample had drifted.
+
+        What does not move with the field cancels out, but for the drift between background and image: a speck f(x)
+        is left as f(x + d) - f(x), bright on one side and dark on the other. Some are left as the second difference,
+        out of focus with a bright and a dark ring.
+        """
+        rng, crop = self._rng, self._crop
+        angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 4)
+        drift = (length * np.cos(angle), length * np.sin(angle))
+        image, mask = image.copy(), mask.copy()
+        largest = min(24, crop // 2 - 11)
+        for _ in range(rng.integers(1, 9)):
+            size = float(np.exp(rng.uniform(np.log(5), np.log(largest))))
+            reach = int(size + 10)
+            top, left = rng.integers(0, crop - 2 * reach + 1, 2)
+            box = np.s_[top : top + 2 * reach, left : left + 2 * reach]
+            pattern = _difference(self._speck(reach, size), drift, second=rng.random() < 0.3)
+            strength = float(np.exp(rng.uniform(np.log(0.8), np.log(3))))
+            pattern *= strength / max(float(np.abs(pattern).max()), 1e-6)
+            seen: Any = (np.abs(pattern) > 0.4).astype(np.uint8)
+            seen = cv2.dilate(cv2.morphologyEx(seen, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)), np.ones((3, 3)))
+            image[box] += pattern
+            mask[box][seen > 0] = Class.DEFECT
+        return image, mask
+
+    def _speck(self, reach: int, size: float) -> NDArray[np.float32]:
+        """A ragged ellipse or a scratch in the middle of (2 reach, 2 reach), 0 to 1."""
+        rng = self._rng
+        canvas: Any = np.zeros((2 * reach, 2 * reach), np.float32)
+        thin = size * (rng.uniform(0.05, 0.15) if rng.random() < 0.25 else rng.uniform(0.35, 1))
+        axes = (size / 2, max(thin / 2, 0.5))
+        # OpenCV draws with 4 fractional bits where `shift` says so.
+        centre, radii = (reach * 16, reach * 16), (int(axes[0] * 16), int(axes[1] * 16))
+        cv2.ellipse(canvas, centre, radii, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_8, 4)
+        if size > 6:
+            rough = cv2.GaussianBlur(rng.standard_normal(canvas.shape, np.float32), (0, 0), size / 8)
+            canvas *= rough / rough.std() > -0.8
+        return np.asarray(cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 1.2)), np.float32)
 
     def _gradient(self, strength: float) -> NDArray[np.float32]:
         down, across = self._rng.normal(0, strength, 2)
         ramp = np.linspace(-1, 1, self._crop, dtype=np.float32)
         return (np.float32(down) * ramp[:, None] + np.float32(across) * ramp[None]).astype(np.float32)
+
+
+def _difference(speck: NDArray[np.float32], drift: tuple[float, float], second: bool) -> NDArray[np.float32]:
+    def moved(x: float, y: float) -> Any:
+        return cv2.warpAffine(speck, np.array([[1, 0, x], [0, 1, y]], np.float32), speck.shape[::-1])
+
+    x, y = drift
+    if second:
+        return np.asarray(moved(x, y) + moved(-x, -y) - 2 * speck, np.float32)
+    return np.asarray(moved(x, y) - speck, np.float32)
+
+
+def _scaled(source: list[LabelledImage]) -> list[_Scaled]:
+    images = [scale(pair.image) for pair in source]
+    skyrmions = [pair.mask == Class.SKYRMION for pair in source]
+    found = []
+    for index, pair in enumerate(source):
+        neighbours = [other for other in (index - 1, index + 1) if 0 <= other < len(source)]
+        alike = [images[other] for other in neighbours if _overlap(skyrmions[index], skyrmions[other]) > _SAME]
+        found.append(_Scaled(images[index], pair.mask, _noise(images[index]), _diameter(skyrmions[index]), alike))
+    return found
+
+
+def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    if one.shape != other.shape:
+        return 0.0
+    return float((one & other).sum() / max(int((one | other).sum()), 1))
+
+
+def _noise(image: NDArray[np.float32]) -> float:
+    """Standard deviation of the noise, by the median of absolute differences of diagonal neighbours.
+
+    The mixed difference of 2x2 pixels cancels gradients and straight edges (after Immerkaer, CVIU 64, 300, 1996).
+    """
+    mixed = image[1:, 1:] - image[1:, :-1] - image[:-1, 1:] + image[:-1, :-1]
+    return float(np.median(np.abs(mixed)) / 0.6745 / 2)
+
+
+def _diameter(skyrmion: NDArray[np.bool_]) -> float:
+    """Median over the objects of the diameter of the disc of equal area; infinite without objects."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(skyrmion.astype(np.uint8), connectivity=8)
+    area = stats[1:, cv2.CC_STAT_AREA]
+    return float(np.sqrt(4 * np.median(area[area >= 10]) / np.pi)) if (area >= 10).any() else float("inf")

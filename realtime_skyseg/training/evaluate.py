@@ -1,20 +1,26 @@
-"""How good masks are: pixels, objects and counts against labels."""
+"""How good masks are: pixels, objects and counts against labels, and whether the network knows how sure it is."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import track
 
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.segmenter import Segmenter
-from realtime_skyseg.training.labelled import LabelledImage, read_labelled
+from realtime_skyseg.training.labelled import LabelledImage
 
 #: Label fragments below this area are noise.
 MIN_AREA_PX = 10
+
+#: Probabilities are counted in this many bins between 0 and 1.
+_BINS = 100
+
+#: Bins that are put together where observed shares are compared with probabilities.
+_PER_CALIBRATION_BIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,12 @@ class ImageScore:
     """The raw counts behind all figures of one image."""
 
     name: str
-    skyrmion: tuple[int, int, int, int]  # pixels: true positive, false positive, false negative, true negative
-    defect: tuple[int, int, int, int]
+    source: str
+    confusion: NDArray[np.int64]  # (5, 5) pixels: class in the label, class in the mask
     matched: int  # pairs of objects with IoU > 0.5
     found: int  # objects in the mask
     labelled: int  # objects in the label
+    sureness: NDArray[np.int64] | None  # (2, bins) pixels: not skyrmion / skyrmion in the label, by its probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +46,63 @@ class Scores:
         """The figures that `skyseg evaluate` reports; objects and pixels pooled, count errors per image."""
         return _figures(self.images)
 
+    def classes(self) -> dict[str, dict[str, float]]:
+        """IoU, F1, MCC, and the pixels in label and mask, of each class, pooled."""
+        return _classes(self.images)
+
+    def sources(self) -> dict[str, dict[str, float]]:
+        """`figures` of each source."""
+        names = sorted({image.source for image in self.images}, key=lambda name: (len(name), name))
+        return {name: _figures([image for image in self.images if image.source == name]) for name in names}
+
+    def sureness(self) -> dict[str, Any] | None:
+        """How far the probability of class skyrmion can be believed; None where it was not looked at.
+
+        `ece` is the expected calibration error (Naeini et al., AAAI 2015) in 20 bins, `average_precision` the area
+        under the curve of precision over recall, which no choice of a threshold touches.
+        """
+        counts = [image.sureness for image in self.images if image.sureness is not None]
+        return _sureness(np.sum(counts, axis=0)) if counts else None
+
     def as_dict(self) -> dict[str, Any]:
-        """All figures, pooled and per image."""
-        return {
+        """All figures: pooled, per class, per source and per image."""
+        record: dict[str, Any] = {
             **self.figures(),
             "images": len(self.images),
-            "per_image": [
-                {"image": score.name, **_figures([score]), "found": score.found, "labelled": score.labelled}
-                for score in self.images
-            ],
+            "classes": self.classes(),
+            "per_source": self.sources(),
         }
+        sureness = self.sureness()
+        if sureness is not None:
+            record["ece"], record["average_precision"] = sureness["ece"], sureness["average_precision"]
+            record["sureness"] = sureness
+        record["per_image"] = [
+            {
+                "image": score.name,
+                "source": score.source,
+                **_figures([score]),
+                "found": score.found,
+                "labelled": score.labelled,
+                "classes": _classes([score]),
+            }
+            for score in self.images
+        ]
+        return record
 
 
-def score_image(name: str, mask: Mask, label: Mask) -> ImageScore:
+def score_image(
+    name: str, mask: Mask, label: Mask, source: str = "", probability: NDArray[np.float32] | None = None
+) -> ImageScore:
     """Compare a mask with its label, both (height, width) uint8 of `Class` values.
 
     Objects are 8-connected components of class skyrmion of at least `MIN_AREA_PX`; two match at IoU > 0.5.
+
+    Args:
+        name: of the image.
+        mask: what was found.
+        label: what is true.
+        source: of the image.
+        probability: (height, width), of class skyrmion.
     """
     found, found_area = _components(mask == Class.SKYRMION)
     true, true_area = _components(label == Class.SKYRMION)
@@ -63,49 +111,82 @@ def score_image(name: str, mask: Mask, label: Mask) -> ImageScore:
     i, j = np.divmod(pairs, len(true_area))
     union = found_area[i] + true_area[j] - shared
     large = (found_area[i] >= MIN_AREA_PX) & (true_area[j] >= MIN_AREA_PX)
+    n = len(Class)
+    sureness = None
+    if probability is not None:
+        bins = np.minimum((probability * _BINS).astype(np.int64), _BINS - 1)
+        joint = (label == Class.SKYRMION).astype(np.int64) * _BINS + bins
+        sureness = np.bincount(joint.ravel(), minlength=2 * _BINS).reshape(2, _BINS)
     return ImageScore(
         name=name,
-        skyrmion=_confusion(mask == Class.SKYRMION, label == Class.SKYRMION),
-        defect=_confusion(mask == Class.DEFECT, label == Class.DEFECT),
+        source=source,
+        confusion=np.bincount(label.ravel().astype(np.int64) * n + mask.ravel(), minlength=n * n).reshape(n, n),
         matched=int((large & (shared / union > 0.5)).sum()),
         found=int((found_area[1:] >= MIN_AREA_PX).sum()),
         labelled=int((true_area[1:] >= MIN_AREA_PX).sum()),
+        sureness=sureness,
     )
 
 
 def score(pairs: Iterable[LabelledImage], segment: Callable[[Image], Mask]) -> Scores:
     """Segment every image and compare it with its label."""
-    return Scores([score_image(pair.name, segment(pair.image), pair.mask) for pair in pairs])
+    return Scores([score_image(pair.name, segment(pair.image), pair.mask, pair.source) for pair in pairs])
 
 
-def evaluate(
-    segmenter: Segmenter,
-    images: Path,
-    labels: Path,
-    table: Path | None = None,
-    folds: Iterable[int] | None = None,
-    invert: bool = False,
-) -> Scores:
-    """Score a model, with its engine, on a folder of labelled images.
+def evaluate(segmenter: Segmenter, pairs: list[LabelledImage]) -> tuple[Scores, list[Mask]]:
+    """Score a model with its engine. Probabilities, which engines do not give, come from torch in float32.
+
+    Returns:
+        The scores, and the masks that were found, in the order of `pairs`.
+    """
+    probability = segmenter.skyrmion_probability()
+    scores, masks = [], []
+    for pair in track(pairs, "evaluating", transient=True):
+        mask = segmenter(pair.image).mask
+        masks.append(mask)
+        scores.append(score_image(pair.name, mask, pair.mask, pair.source, probability(pair.image)))
+    return Scores(scores), masks
+
+
+def worst(
+    scores: Scores, pairs: list[LabelledImage], masks: list[Mask], n: int = 3
+) -> list[tuple[str, Image, Mask, Mask]]:
+    """Title, image, label and mask of the `n` images with the lowest object F1."""
+    figures = [_figures([image]) for image in scores.images]
+    cases = []
+    for index in np.argsort([figure["object_f1"] for figure in figures])[:n]:
+        figure, pair = figures[index], pairs[index]
+        title = f"{pair.name}, object F1 {figure['object_f1']:.2f}, IoU {figure['skyrmion_iou']:.2f}"
+        cases.append((title, pair.image, pair.mask, masks[index]))
+    return cases
+
+
+def changed(
+    pairs: list[LabelledImage], invert: bool = False, zoom: float = 1.0, noise: float = 0.0
+) -> list[LabelledImage]:
+    """The same images made harder, to see what a model stands.
 
     Args:
-        segmenter: what to score.
-        images: folder of images.
-        labels: folder of label pictures of the same names.
-        table: CSV with the columns image, source_id and fold.
-        folds: keep only these folds.
+        pairs: what to change.
         invert: turn dark into bright.
-
-    Raises:
-        SettingsError: see `read_labelled`.
+        zoom: enlarge or shrink images and labels.
+        noise: standard deviation of added white noise, in grey levels of 8 bits.
     """
-    pairs = read_labelled(images, labels, table, folds)
-
-    def segment(image: Image) -> Mask:
-        # Images are unsigned integers: all bits flipped is white minus image.
-        return segmenter(np.invert(image) if invert else image).mask
-
-    return score(track(pairs, "evaluating", transient=True), segment)
+    rng = np.random.default_rng(0)
+    result = []
+    for pair in pairs:
+        image: Any = np.invert(pair.image) if invert else pair.image  # all bits flipped is white minus image
+        mask: Any = pair.mask
+        if zoom != 1.0:
+            size = (round(image.shape[1] * zoom), round(image.shape[0] * zoom))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        if noise:
+            white = float(np.iinfo(image.dtype).max)
+            noisy = image + rng.normal(0, noise * white / 255, image.shape)
+            image = np.clip(np.rint(noisy), 0, white).astype(image.dtype)
+        result.append(LabelledImage(pair.name, pair.source, pair.fold, image, mask))
+    return result
 
 
 def _components(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,15 +194,33 @@ def _components(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64)
 
 
-def _confusion(found: np.ndarray, true: np.ndarray) -> tuple[int, int, int, int]:
-    hit = int((found & true).sum())
-    positive, labelled = int(found.sum()), int(true.sum())
-    return hit, positive - hit, labelled - hit, found.size - positive - labelled + hit
+def _pixels(images: list[ImageScore], value: Class) -> tuple[float, float, float, float]:
+    """True positive, false positive, false negative, true negative pixels of one class."""
+    confusion = np.sum([image.confusion for image in images], axis=0)
+    hit = float(confusion[value, value])
+    found, labelled = float(confusion[:, value].sum()), float(confusion[value].sum())
+    return hit, found - hit, labelled - hit, float(confusion.sum()) - found - labelled + hit
+
+
+def _classes(images: list[ImageScore]) -> dict[str, dict[str, float]]:
+    figures = {}
+    for value in Class:
+        tp, fp, fn, tn = _pixels(images, value)
+        figures[value.name.lower()] = {
+            "iou": _ratio(tp, tp + fp + fn),
+            "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "mcc": _mcc(tp, fp, fn, tn),
+            "precision": _ratio(tp, tp + fp),
+            "recall": _ratio(tp, tp + fn),
+            "labelled_px": tp + fn,
+            "found_px": tp + fp,
+        }
+    return figures
 
 
 def _figures(images: list[ImageScore]) -> dict[str, float]:
-    tp, fp, fn, tn = (float(sum(image.skyrmion[k] for image in images)) for k in range(4))
-    defect_tp, defect_fp, defect_fn, _ = (float(sum(image.defect[k] for image in images)) for k in range(4))
+    tp, fp, fn, tn = _pixels(images, Class.SKYRMION)
+    defect_tp, defect_fp, defect_fn, _ = _pixels(images, Class.DEFECT)
     matched = sum(image.matched for image in images)
     found, labelled = sum(image.found for image in images), sum(image.labelled for image in images)
     errors = [abs(image.found - image.labelled) / max(image.labelled, 1) for image in images]
@@ -134,6 +233,30 @@ def _figures(images: list[ImageScore]) -> dict[str, float]:
         "object_f1": _ratio(2 * matched, found + labelled),
         "count_mape": float(np.mean(errors)),
         "count_median_ape": float(np.median(errors)),
+    }
+
+
+def _sureness(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """See `Scores.sureness`; counts (2, bins)."""
+    total = max(int(counts.sum()), 1)
+    coarse = counts.reshape(2, -1, _PER_CALIBRATION_BIN)
+    middle = (np.arange(_BINS) + 0.5) / _BINS
+    pixels = coarse.sum((0, 2))
+    expected = (counts.sum(0) * middle).reshape(-1, _PER_CALIBRATION_BIN).sum(1)
+    ece = float(np.abs(coarse[1].sum(1) - expected).sum() / total)
+    # From the highest threshold to the lowest.
+    hit, claimed = np.cumsum(counts[1, ::-1]), np.cumsum(counts.sum(0)[::-1])
+    precision = hit / np.maximum(claimed, 1)
+    recall = hit / max(int(hit[-1]), 1)
+    return {
+        "ece": ece,
+        "average_precision": float(np.sum(np.diff(recall, prepend=0.0) * precision)),
+        "threshold": [round(float(value), 3) for value in np.arange(_BINS)[::-1] / _BINS],
+        "precision": precision.round(5).tolist(),
+        "recall": recall.round(5).tolist(),
+        "probability": (expected / np.maximum(pixels, 1)).round(4).tolist(),
+        "observed": (coarse[1].sum(1) / np.maximum(pixels, 1)).round(4).tolist(),
+        "pixels": pixels.tolist(),
     }
 
 

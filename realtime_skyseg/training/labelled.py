@@ -1,7 +1,7 @@
 """Labelled images: a folder of images, a folder of label pictures, and a table that says which belong together."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ COLOURS: dict[tuple[bool, bool, bool], Class] = {
     (False, True, True): Class.EDGE,
 }
 
+_SUFFIXES = (".png", ".tif", ".tiff")
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
@@ -34,16 +36,35 @@ class LabelledImage:
     mask: Mask
 
 
-def read_label(path: Path) -> Mask:
-    """Turn a label picture in `COLOURS` into a mask.
+def label_values(text: str) -> dict[int, Class]:
+    """Read "0=skyrmion,1=defect,2=background"."""
+    values = {}
+    for part in text.split(","):
+        number, _, name = part.partition("=")
+        try:
+            values[int(number)] = Class[name.strip().upper()]
+        except (ValueError, KeyError):
+            allowed = ", ".join(value.name.lower() for value in Class)
+            raise SettingsError(f"label values '{part}': allowed: NUMBER=CLASS, with a class of {allowed}") from None
+    return values
+
+
+def read_label(path: Path, values: Mapping[int, Class] | None = None) -> Mask:
+    """Turn a label picture into a mask.
+
+    Args:
+        path: a picture in `COLOURS`, or one of a single channel whose values are classes.
+        values: what the values of a single channel mean; None: those of `Class`.
 
     Raises:
-        SettingsError: the file is no picture or has a colour that stands for no class.
+        SettingsError: the file is no picture or has a colour or value that stands for no class.
     """
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    picture: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is None:
         raise SettingsError(f"labels: {path} cannot be read as a picture")
-    on = picture > 127  # OpenCV's order: blue, green, red
+    if picture.ndim == 2:
+        return _mask_of_values(path, picture, values or {int(value): value for value in Class})
+    on = picture[..., :3] > np.iinfo(picture.dtype).max // 2  # OpenCV's order: blue, green, red
     code = on[..., 2] * 4 + on[..., 1] * 2 + on[..., 0]
     lookup = np.full(8, 255, np.uint8)
     for (red, green, blue), value in COLOURS.items():
@@ -51,7 +72,7 @@ def read_label(path: Path) -> Mask:
     mask: Mask = lookup[code]
     if (mask == 255).any():
         y, x = np.argwhere(mask == 255)[0]
-        colour = tuple(int(v) for v in picture[y, x, ::-1])
+        colour = tuple(int(v) for v in picture[y, x, 2::-1])
         raise SettingsError(
             f"labels: {path} has the colour {colour} at column {x}, row {y}; allowed: red skyrmion, green defect, "
             "blue background, yellow outside, cyan edge"
@@ -59,21 +80,42 @@ def read_label(path: Path) -> Mask:
     return mask
 
 
+def _mask_of_values(path: Path, picture: NDArray[Any], values: Mapping[int, Class]) -> Mask:
+    mask = np.full(picture.shape, 255, np.uint8)
+    for number, value in values.items():
+        mask[picture == number] = value
+    if (mask == 255).any():
+        y, x = np.argwhere(mask == 255)[0]
+        allowed = ", ".join(f"{number} {value.name.lower()}" for number, value in values.items())
+        raise SettingsError(
+            f"labels: {path} has the value {picture[y, x]} at column {x}, row {y}; allowed: {allowed} "
+            "(set label_values to say otherwise)"
+        )
+    return mask
+
+
 def read_labelled(
-    images: Path, labels: Path, table: Path | None = None, folds: Iterable[int] | None = None
+    images: Path,
+    labels: Path,
+    table: Path | None = None,
+    folds: Iterable[int] | None = None,
+    values: Mapping[int, Class] | None = None,
 ) -> list[LabelledImage]:
     """Read all pairs of one data set, sorted by file name.
 
     Args:
         images: folder of 8 or 16 bit pictures.
-        labels: folder of label pictures with the same file names.
+        labels: folder of label pictures with the same file names, or the same but for the suffix.
         table: CSV with the columns image, source_id and fold; without it each image is its own source, fold -1.
         folds: keep only these folds; needs `table`.
+        values: see `read_label`.
 
     Raises:
         SettingsError: a folder, file or column is missing, nothing is left, or shapes differ.
     """
     rows = _rows(images, table)
+    if not labels.is_dir():
+        raise SettingsError(f"labels: '{labels}' is not a folder")
     if folds is not None:
         if table is None:
             raise SettingsError("fold: choosing folds needs the table that names them (table: CSV with column 'fold')")
@@ -86,18 +128,27 @@ def read_labelled(
         image: Any = cv2.imread(str(images / name), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
         if image is None or image.dtype not in (np.uint8, np.uint16):
             raise SettingsError(f"images: {images / name} cannot be read as a picture of 8 or 16 bit")
-        mask = read_label(labels / name)
+        label = _label_of(labels, name)
+        mask = read_label(label, values)
         if image.shape != mask.shape:
-            raise SettingsError(f"labels: {labels / name} is {mask.shape}, but its image is {image.shape}")
+            raise SettingsError(f"labels: {label} is {mask.shape}, but its image is {image.shape}")
         pairs.append(LabelledImage(name, source, fold, image, mask))
     return pairs
+
+
+def _label_of(labels: Path, image: str) -> Path:
+    same = labels / image
+    if same.is_file():
+        return same
+    others = [same.with_suffix(suffix) for suffix in _SUFFIXES]
+    return next((other for other in others if other.is_file()), same)
 
 
 def _rows(images: Path, table: Path | None) -> list[tuple[str, str, int]]:
     if not images.is_dir():
         raise SettingsError(f"images: '{images}' is not a folder")
     if table is None:
-        names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in (".png", ".tif", ".tiff"))
+        names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)
         if not names:
             raise SettingsError(f"images: folder '{images}' has no .png or .tif file")
         return [(name, name, -1) for name in names]

@@ -1,9 +1,13 @@
 """Training of a network on labelled images."""
 
 import copy
+import csv
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from realtime_skyseg.config import TrainingSettings
+from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask
+from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.model import NetworkShape, save_model
 from realtime_skyseg.segmentation.network import MaskNet, UNet
 from realtime_skyseg.segmentation.scaling import scale_mirrored
@@ -23,82 +29,247 @@ from realtime_skyseg.training.labelled import LabelledImage, read_labelled
 #: Weight of each class in the cross-entropy: defects are rare (0.15 % of all pixels).
 CLASS_WEIGHTS = {Class.BACKGROUND: 1.0, Class.SKYRMION: 1.5, Class.DEFECT: 3.0, Class.OUTSIDE: 1.0, Class.EDGE: 1.5}
 
+#: Share of the teachers in the loss, where there are any.
+_TAUGHT = 0.5
 
-def train(settings: TrainingSettings) -> Path:
-    """Train a network and write it to `settings.out`, with its figures on the validation folds.
 
-    AdamW with warm-up and cosine decay, weighted cross-entropy plus soft Dice on class skyrmion, and an
-    exponential moving average of the weights; the average with the best validation figures
-    is saved. Runs on the GPU where there is one; on a
-    CPU convolutions run in bfloat16.
+@dataclass(slots=True)
+class _Progress:
+    """What a checkpoint keeps beside the weights."""
 
-    Returns:
-        The path of the model file.
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_merit: float = -math.inf
+    best_figures: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Training:
+    """One training from its settings to a model file; goes on from its checkpoint where there is one.
+
+    AdamW with warm-up and cosine decay, weighted cross-entropy with label smoothing plus soft Dice on class
+    skyrmion, and an exponential moving average of the weights; the average with the best validation figures is
+    saved. Runs on the GPU where there is one; convolutions run in bfloat16.
+
+    Raises:
+        SettingsError: images or labels cannot be read, the split leaves a side empty, or the checkpoint belongs to
+            other settings.
     """
-    torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = read_labelled(settings.images, settings.labels, settings.table, settings.train_folds)
-    validation = read_labelled(settings.images, settings.labels, settings.table, settings.validate_folds)
-    shape = NetworkShape(settings.unshuffle, settings.filters, settings.depth)
-    network = UNet(shape).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network)
-    best, best_scores = average, None
-    optimiser = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-3)
-    weights = torch.tensor([CLASS_WEIGHTS[value] for value in Class], device=device)
-    sampler = Sampler(training, settings.crop_px, settings.seed)
-    started = time.monotonic()
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
-        task = progress.add_task("training", total=settings.steps)
-        for step in range(settings.steps):
-            rate = _rate(step, settings)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            images, masks = sampler.batch(settings.batch)
-            target = torch.from_numpy(masks).to(device, torch.long)
-            inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16):
-                small = network(inputs)
-            loss = _loss(functional.pixel_shuffle(small.float(), shape.unshuffle), target, weights)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            _follow(average, network, min(settings.average_decay, (step + 1) / (step + 10)))
-            progress.update(task, advance=1, description=f"loss {loss.item():.3f}")
-            if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
-                scores = validate(average, validation)
-                progress.console.print(
-                    f"step {step + 1} after {time.monotonic() - started:.0f} s: {_line(scores)}", soft_wrap=True
-                )
-                if best_scores is None or _merit(scores) > _merit(best_scores):
-                    best, best_scores, best_step = copy.deepcopy(average), scores, step + 1
-    assert best_scores is not None
-    training_record = {
-        "settings": settings.model_dump(mode="json", exclude={"images", "labels", "table", "out"}),
-        "images": len(training),
-        "validation_images": len(validation),
-        "best_step": best_step,
-        "validation": {key: round(value, 4) for key, value in best_scores.figures().items()},
-        "seconds": round(time.monotonic() - started),
-        "torch": torch.__version__,
-    }
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    save_model(best.cpu(), settings.out, training_record)
-    return settings.out
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.training, self.validation = split(settings)
+        self._teachers = [self._ready(load_model(name).load_network()) for name in settings.teachers]
+        if settings.start_from:
+            network = load_model(settings.start_from).load_network().train()
+        else:
+            network = UNet(NetworkShape(settings.unshuffle, settings.filters, settings.depth))
+        self._network = self._ready(network)
+        self._average = copy.deepcopy(self._network)
+        self._best = copy.deepcopy(self._network)
+        self._optimiser = torch.optim.AdamW(
+            self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._weights = torch.tensor([CLASS_WEIGHTS[value] for value in Class], device=self._device)
+        self._sampler = Sampler(self.training, settings.crop_px, settings.seed)
+        self._progress = _Progress()
+        self._checkpoint = settings.out.with_name(settings.out.name + ".checkpoint")
+
+    @property
+    def report_folder(self) -> Path:
+        """Where the history of the figures goes."""
+        return self.settings.out.with_name(self.settings.out.stem + "-report")
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Step, loss, learning rate and validation figures at each validation."""
+        return self._progress.history
+
+    def run(self) -> Path:
+        """Train, validate and save until all steps are done; returns the path of the model file."""
+        settings, progress = self.settings, self._progress
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeRemainingColumn()) as bar:
+            if self._resume():
+                bar.console.print(f"goes on from step {progress.step} of {self._checkpoint}", soft_wrap=True)
+            task = bar.add_task("training", total=settings.steps, completed=progress.step)
+            started = time.monotonic() - progress.seconds
+            losses: list[float] = []
+            while progress.step < settings.steps:
+                losses.append(self._step())
+                progress.step += 1
+                bar.update(task, completed=progress.step, description=f"loss {losses[-1]:.3f}")
+                if progress.step % settings.validate_every == 0 or progress.step == settings.steps:
+                    progress.seconds = time.monotonic() - started
+                    line = self._validate(float(np.mean(losses)))
+                    bar.console.print(f"step {progress.step} after {progress.seconds:.0f} s: {line}", soft_wrap=True)
+                    losses.clear()
+        save_model(self._best.cpu(), settings.out, self._record())
+        self._checkpoint.unlink(missing_ok=True)
+        return settings.out
+
+    def _step(self) -> float:
+        settings = self.settings
+        rate = _rate(self._progress.step, settings)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        images, masks = self._sampler.batch(settings.batch)
+        target = torch.from_numpy(masks).to(self._device, torch.long)
+        inputs = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
+        logits = self._logits(self._network, inputs)
+        loss = _loss(logits, target, self._weights)
+        if self._teachers:
+            loss = (1 - _TAUGHT) * loss + _TAUGHT * functional.cross_entropy(logits, self._taught(inputs))
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        done = self._progress.step + 1
+        _follow(self._average, self._network, min(settings.average_decay, done / (done + 9)))
+        return float(loss.item())
+
+    def _logits(self, network: UNet, inputs: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16):
+            small = network(inputs)
+        return functional.pixel_shuffle(small.float(), network.shape.unshuffle)
+
+    def _validate(self, loss: float) -> str:
+        """Score the average, keep it if it is the best, write checkpoint and history; returns a line for people."""
+        progress = self._progress
+        scores = validate(self._average, self.validation)
+        figures, merit = scores.figures(), _merit(scores)
+        rate = _rate(progress.step - 1, self.settings)
+        progress.history.append({"step": progress.step, "loss": loss, "learning_rate": rate, **figures})
+        if merit > progress.best_merit:
+            progress.best_merit, progress.best_step, progress.best_figures = merit, progress.step, figures
+            self._best.load_state_dict(self._average.state_dict())
+        self._save_checkpoint()
+        _write_history(self.report_folder / "history.csv", progress.history)
+        return f"loss {loss:.3f}, " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "settings": _identity(self.settings),
+            "network": self._network.state_dict(),
+            "average": self._average.state_dict(),
+            "best": self._best.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "sampler": self._sampler.state,
+            "progress": {name: getattr(self._progress, name) for name in _Progress.__slots__},
+        }
+        partial = self._checkpoint.with_name(self._checkpoint.name + ".partial")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, partial)
+            partial.replace(self._checkpoint)
+        except (OSError, RuntimeError) as error:
+            raise SettingsError(f"out: checkpoint '{self._checkpoint}' cannot be written: {error}") from error
+
+    def _resume(self) -> bool:
+        if not self._checkpoint.is_file():
+            return False
+        try:
+            state = torch.load(self._checkpoint, map_location=self._device, weights_only=True)
+        except Exception as error:  # a broken file makes torch raise nearly anything
+            raise SettingsError(f"out: checkpoint '{self._checkpoint}' cannot be read: {error}; delete it") from error
+        if state["settings"] != _identity(self.settings):
+            before, now = state["settings"], _identity(self.settings)
+            key = next(key for key in now if now[key] != before.get(key))
+            raise SettingsError(
+                f"{key}: checkpoint '{self._checkpoint}' was made with {before.get(key)!r}, not {now[key]!r}; "
+                "use those settings, or delete it to start anew"
+            )
+        self._network.load_state_dict(state["network"])
+        self._average.load_state_dict(state["average"])
+        self._best.load_state_dict(state["best"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._sampler.state = state["sampler"]
+        for name, value in state["progress"].items():
+            setattr(self._progress, name, value)
+        return True
+
+    @torch.no_grad()
+    def _taught(self, inputs: Tensor) -> Tensor:
+        """The teachers' averaged probabilities."""
+        return torch.stack([self._logits(teacher, inputs).softmax(1) for teacher in self._teachers]).mean(0)
+
+    def _ready(self, network: UNet) -> UNet:
+        moved: UNet = network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
+
+    def _record(self) -> dict[str, Any]:
+        progress = self._progress
+        return {
+            "settings": self.settings.model_dump(mode="json", exclude={"images", "labels", "table", "out"}),
+            "images": len(self.training),
+            "validation_images": len(self.validation),
+            "best_step": progress.best_step,
+            "validation": {key: round(value, 4) for key, value in progress.best_figures.items()},
+            "seconds": round(progress.seconds),
+            "torch": torch.__version__,
+        }
 
 
-def validate(network: UNet, pairs: list[LabelledImage]) -> Scores:
-    """Score a network on whole images in float32."""
+def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Images to learn from and images to score on; no source is on both sides.
+
+    Raises:
+        SettingsError: a side is empty, or a source is unknown.
+    """
+    names = settings.label_values or {}
+    values = {number: Class[name.upper()] for number, name in names.items()} or None
+    paths = (settings.images, settings.labels, settings.table)
+    if settings.train_folds is not None:
+        training = read_labelled(*paths, settings.train_folds, values)
+        validation = read_labelled(*paths, settings.validate_folds, values)
+        shared = {pair.source for pair in training} & {pair.source for pair in validation}
+        if shared:
+            raise SettingsError(
+                f"validate_folds: source '{sorted(shared)[0]}' is in train_folds too; allowed: each source in one fold"
+            )
+        return training, validation
+    pairs = read_labelled(*paths, values=values)
+    sources = sorted({pair.source for pair in pairs})
+    if settings.validate_sources is not None:
+        chosen = set(settings.validate_sources)
+        unknown = sorted(chosen - set(sources))
+        if unknown:
+            raise SettingsError(
+                f"validate_sources: '{unknown[0]}' is none of the sources; allowed: {', '.join(sources)}"
+            )
+    else:
+        n = max(1, round(settings.validate_share * len(sources)))
+        chosen = set(np.random.default_rng(settings.seed).permutation(sources)[:n].tolist())
+    training = [pair for pair in pairs if pair.source not in chosen]
+    if not training:
+        raise SettingsError(
+            f"images: all {len(sources)} sources are to score on; at least one must be left to learn from"
+        )
+    return training, [pair for pair in pairs if pair.source in chosen]
+
+
+def segment_with(network: UNet) -> Callable[[Image], Mask]:
+    """Image -> mask by a network in float32."""
     device = next(network.parameters()).device
     decide = MaskNet(network).eval()
 
     def segment(image: Image) -> Mask:
         padded = np.empty(network.shape.padded(image.shape), np.float32)
         scale_mirrored(image, padded)
-        mask: Mask = decide(torch.from_numpy(padded)[None, None].to(device)).cpu().numpy()[0, 0]
+        with torch.inference_mode():
+            mask: Mask = decide(torch.from_numpy(padded)[None, None].to(device)).cpu().numpy()[0, 0]
         return mask[: image.shape[0], : image.shape[1]]
 
-    with torch.inference_mode():
-        return score(pairs, segment)
+    return segment
+
+
+def validate(network: UNet, pairs: list[LabelledImage]) -> Scores:
+    """Score a network on whole images in float32."""
+    return score(pairs, segment_with(network))
 
 
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -111,13 +282,15 @@ def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
 
 def _merit(scores: Scores) -> float:
-    """What the best checkpoint is chosen by: pixels, objects and counts."""
+    """What the best checkpoint is chosen by: pixels, objects, counts, and a little the defects."""
     figures = scores.figures()
-    return figures["skyrmion_mcc"] + figures["object_f1"] - figures["count_mape"]
+    return (
+        figures["skyrmion_mcc"] + figures["object_f1"] - figures["count_mape"] + 0.1 * min(figures["defect_iou"], 0.2)
+    )
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
-    warm_up = min(1.0, (step + 1) / 200)
+    warm_up = min(1.0, (step + 1) / min(200, settings.steps / 4))
     return settings.learning_rate * warm_up * (0.5 * (1 + math.cos(math.pi * step / settings.steps)) + 0.005)
 
 
@@ -130,5 +303,14 @@ def _follow(average: UNet, network: UNet, decay: float) -> None:
             mean.copy_(value)
 
 
-def _line(scores: Scores) -> str:
-    return ", ".join(f"{key} {value:.4f}" for key, value in scores.figures().items())
+def _identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What must not change between a training and its resumption."""
+    return settings.model_dump(mode="json", exclude={"out", "threads"})
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
