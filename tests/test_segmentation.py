@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 import realtime_skyseg as sky
 from realtime_skyseg.errors import FrameError, ModelError, ParityError, SettingsError
 from realtime_skyseg.segmentation import load_model, open_engine, scale, shipped_models
-from realtime_skyseg.segmentation.engine import check_parity
+from realtime_skyseg.segmentation.engine import TiledEngine, _tiles, check_parity
 from realtime_skyseg.segmentation.scaling import scale_mirrored
 
 
@@ -161,6 +163,38 @@ def test_torch_runs_on_the_gpu() -> None:
     assert engine.agreement >= 0.995
 
 
+# --- large images ---
+
+
+@pytest.mark.parametrize("shape", [(600, 700), (512, 1100), (1000, 100)])
+def test_tiles_leave_no_seam(shape: tuple[int, int]) -> None:
+    """Every pixel, also at the cuts, is that of the untiled image."""
+    model = load_model("compact")
+    image = scale(np.tile(discs(n=11), (6, 5))[: shape[0], : shape[1]])
+    whole = open_engine(model, shape, "torch")
+    tiled = open_engine(model, shape, "torch", max_layer_bytes=2**16)
+    assert isinstance(tiled, TiledEngine)
+    assert whole.input.shape == tiled.input.shape == model.shape.padded(shape)
+    for engine in (whole, tiled):
+        engine.input[: shape[0], : shape[1]] = image
+    np.testing.assert_array_equal(whole.run(), tiled.run())
+    assert (whole.run() == 1).any()
+
+
+@given(more=st.integers(1, 5000), inside=st.integers(1, 600), margin=st.integers(0, 300))
+def test_tiles_cover_an_axis(more: int, inside: int, margin: int) -> None:
+    """Without gap or overlap, and a tile decides nothing nearer than the margin to where it was cut off."""
+    side = 2 * margin + inside
+    n = side + more
+    tiles = _tiles(n, side, margin)
+    assert [first for _, first, _ in tiles] == [0, *(end for _, _, end in tiles)][:-1]
+    assert tiles[-1][2] == n
+    for begin, first, end in tiles:
+        assert 0 <= begin <= n - side
+        assert begin == 0 or first >= begin + margin
+        assert begin + side == n or end <= begin + side - margin
+
+
 # --- the segmenter: what users call ---
 
 
@@ -190,6 +224,62 @@ EMPTY = [
 @pytest.mark.parametrize(("name", "image"), EMPTY, ids=[name for name, _ in EMPTY])
 def test_a_saturated_film_has_no_skyrmions(segmenter: sky.Segmenter, name: str, image: np.ndarray) -> None:
     assert segmenter(image).count == 0
+
+
+HOSTILE: dict[str, Callable[[tuple[int, int], np.random.Generator], Any]] = {
+    "constant": lambda shape, rng: np.full(shape, rng.integers(256), np.uint8),
+    "constant float": lambda shape, rng: np.full(shape, rng.normal(), np.float32),
+    "saturated": lambda shape, rng: np.full(shape, 65535, np.uint16),
+    "nan": lambda shape, rng: np.full(shape, np.nan, np.float32),
+    "inf": lambda shape, rng: np.full(shape, rng.choice([-np.inf, np.inf]), np.float32),
+    "some nan and inf": lambda shape, rng: np.where(
+        rng.random(shape) < 0.3, rng.choice([np.nan, np.inf, -np.inf]), rng.random(shape)
+    ).astype(np.float32),
+    "one bright pixel": lambda shape, rng: (np.arange(shape[0] * shape[1]) == 7).reshape(shape) * np.uint16(65535),
+    "one hot pixel in noise": lambda shape, rng: np.where(
+        np.arange(shape[0] * shape[1]).reshape(shape) == 7, 65535, rng.integers(90, 110, shape)
+    ).astype(np.uint16),
+    "float64 huge": lambda shape, rng: rng.normal(0, 1e300, shape),
+    "float32 huge": lambda shape, rng: rng.uniform(-3e38, 3e38, shape).astype(np.float32),
+    "float32 tiny": lambda shape, rng: rng.normal(0, 1e-44, shape).astype(np.float32),
+    "float16": lambda shape, rng: rng.normal(0, 1, shape).astype(np.float16),
+    "bool": lambda shape, rng: rng.random(shape) < 0.5,
+    "complex": lambda shape, rng: rng.random(shape) * 1j,
+    "signed": lambda shape, rng: rng.integers(-100, 100, shape, np.int16),
+    "int64": lambda shape, rng: rng.integers(-(2**62), 2**62, shape),
+    "big-endian": lambda shape, rng: rng.integers(0, 4096, shape).astype(">u2"),
+    "transposed": lambda shape, rng: rng.integers(0, 255, shape[::-1], np.uint8).T,
+    "every other pixel, backwards": lambda shape, rng: rng.integers(0, 255, (2 * shape[0], 2 * shape[1]), np.uint8)[
+        ::-2, ::2
+    ],
+    "read-only": lambda shape, rng: np.broadcast_to(np.uint8(rng.integers(255)), shape),
+    "RGBA": lambda shape, rng: np.zeros((*shape, 4), np.uint8),
+    "a list": lambda shape, rng: np.zeros(shape, np.uint8).tolist(),
+    "text": lambda shape, rng: np.full(shape, "a"),
+    "objects": lambda shape, rng: np.full(shape, None),
+    "masked": lambda shape, rng: np.ma.masked_less(rng.random(shape).astype(np.float32), 0.5),
+}
+
+
+REFUSED = {"bool", "complex", "RGBA", "a list", "text", "objects"}
+FEATURELESS = {"constant", "constant float", "saturated", "nan", "inf", "read-only", "one bright pixel"}
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (0, 0), (0, 64), (16, 16), (17, 33), (64, 64), (48, 100)])
+def test_hostile_images(shape: tuple[int, int]) -> None:
+    """200 in all: a result of the image's shape, or one clear error."""
+    segmenter = sky.Segmenter(load_model("compact"), "torch")
+    for name, make in HOSTILE.items():
+        image = make(shape, np.random.default_rng(len(name)))
+        if min(shape) < 16 or name in REFUSED:
+            with pytest.raises(FrameError, match=r"^image of .*; allowed: "):
+                segmenter(image)
+            continue
+        found = segmenter(image)
+        assert found.mask.shape == shape, name
+        assert found.mask.max() <= 4, name
+        if name in FEATURELESS:
+            assert found.count == found.stripes == 0, name
 
 
 def test_the_same_image_gives_the_same_mask(segmenter: sky.Segmenter) -> None:

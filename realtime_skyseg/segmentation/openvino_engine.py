@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in bfloat16 where the processor has it."""
+"""OpenVINO on the CPU, in bfloat16 where the processor has it and the model stands it, else in float32."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from realtime_skyseg.errors import ParityError
 from realtime_skyseg.records import Mask
 from realtime_skyseg.segmentation.engine import check_parity
 from realtime_skyseg.segmentation.model import Model
@@ -41,32 +42,36 @@ class OpenVinoEngine:
         core = openvino.Core()
         self.input: NDArray[np.float32] = np.zeros(shape, np.float32)
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-        self.precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
-        hints: dict[str, object] = {
-            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[self.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
-        }
-        key = "\n".join([model.sha256, _code(), str(shape), self.precision, openvino.get_version(), self.device])
+        self._threads = threads or os.cpu_count() or 1
+        fast = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        precisions = ["bfloat16", "float32"] if fast else ["float32"]
+        key = "\n".join([model.sha256, _code(), str(shape), precisions[0], openvino.get_version(), self.device])
         cache = cache or Path(platformdirs.user_cache_dir("realtime_skyseg"))
         folder = cache / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (folder / "engine.json").is_file():
-            self._build(core, model, hints, key, folder)
-        self.agreement = float(json.loads((folder / "engine.json").read_text())["agreement"])
-        self._load(core.compile_model(core.read_model(folder / "engine.xml"), "CPU", hints))
+            self._build(core, model, precisions, key, folder)
+        record = json.loads((folder / "engine.json").read_text())
+        self.agreement, self.precision = float(record["agreement"]), str(record["precision"])
+        self._load(core, core.read_model(folder / "engine.xml"), self.precision)
 
     def run(self) -> Mask:
         """See `Engine`."""
         self._request.infer()
         return self._output
 
-    def _load(self, compiled: "openvino.CompiledModel") -> None:
-        self._request = compiled.create_infer_request()
+    def _load(self, core: "openvino.Core", graph: "openvino.Model", precision: str) -> None:
+        hints = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self._threads,
+        }
+        self._request = core.compile_model(graph, "CPU", hints).create_infer_request()
         self._request.set_input_tensor(openvino.Tensor(self.input[None, None], shared_memory=True))
         self._request.infer()  # the first call allocates
         self._output: Mask = self._request.get_output_tensor().data[0, 0]
 
-    def _build(self, core: "openvino.Core", model: Model, hints: dict[str, object], key: str, folder: Path) -> None:
+    def _build(self, core: "openvino.Core", model: Model, precisions: list[str], key: str, folder: Path) -> None:
+        """Build the graph; the first precision that passes the parity gate is kept."""
         import torch
 
         from realtime_skyseg.segmentation.network import MaskNet
@@ -77,18 +82,26 @@ class OpenVinoEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's export warns of its own parts
             graph = openvino.convert_model(torch.export.export(network, (example,)))
-        self._load(core.compile_model(graph, "CPU", hints))
 
         def found(image: NDArray[np.float32]) -> Mask:
             self.input[...] = image
             return self.run().copy()
 
-        agreement = check_parity(model, self.name, found, (self.input.shape[0], self.input.shape[1]))
+        for precision in precisions:
+            self._load(core, graph, precision)
+            try:
+                agreement = check_parity(model, self.name, found, (self.input.shape[0], self.input.shape[1]))
+                break
+            except ParityError as error:
+                if precision == precisions[-1]:
+                    raise
+                log.warning("%s is not exact enough for model %s: %s", precision, model.name, error)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Two services may build at once: each in a folder of its own, and the first to rename wins.
         building = Path(tempfile.mkdtemp(dir=folder.parent))
         openvino.save_model(graph, building / "engine.xml", compress_to_fp16=False)
-        (building / "engine.json").write_text(json.dumps({"agreement": agreement, "key": key.splitlines()}))
+        record = {"agreement": agreement, "precision": precision, "key": key.splitlines()}
+        (building / "engine.json").write_text(json.dumps(record))
         try:
             building.rename(folder)
         except OSError:

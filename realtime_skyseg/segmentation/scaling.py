@@ -99,11 +99,13 @@ def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "perce
 def as_image(pixels: NDArray[Any]) -> Image:
     """Turn what notebooks and files hold into an image: float64, float16, other integers and byte orders.
 
-    Other integers and floats become float32; float64 beyond its range counts as not finite.
+    Other integers and floats become float32; float64 beyond its range counts as not finite, as do masked pixels.
 
     Raises:
         FrameError: as `check`.
     """
+    if isinstance(pixels, np.ma.MaskedArray) and pixels.dtype.kind in "iuf":
+        pixels = np.ma.filled(pixels.astype(np.float32), np.nan)
     if isinstance(pixels, np.ndarray) and pixels.dtype.kind in "iuf":
         native = pixels.dtype.newbyteorder("=")
         with np.errstate(over="ignore"):

@@ -26,9 +26,6 @@ from realtime_skyseg.training.augment import Sampler
 from realtime_skyseg.training.evaluate import Scores, score
 from realtime_skyseg.training.labelled import LabelledImage, read_labelled
 
-#: Weight of each class in the cross-entropy: defects are rare (0.15 % of all pixels).
-CLASS_WEIGHTS = {Class.BACKGROUND: 1.0, Class.SKYRMION: 1.5, Class.DEFECT: 3.0, Class.OUTSIDE: 1.0, Class.EDGE: 1.5}
-
 #: Share of the teachers in the loss, where there are any.
 _TAUGHT = 0.5
 
@@ -75,7 +72,6 @@ class Training:
         self._optimiser = torch.optim.AdamW(
             self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self._weights = torch.tensor([CLASS_WEIGHTS[value] for value in Class], device=self._device)
         self._sampler = Sampler(self.training, settings.crop_px, settings.seed)
         self._progress = _Progress()
         self._checkpoint = settings.out.with_name(settings.out.name + ".checkpoint")
@@ -118,11 +114,11 @@ class Training:
         rate = _rate(self._progress.step, settings)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        images, masks = self._sampler.batch(settings.batch)
+        images, masks, weights = self._sampler.batch(settings.batch)
         target = torch.from_numpy(masks).to(self._device, torch.long)
         inputs = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
         logits = self._logits(self._network, inputs)
-        loss = _loss(logits, target, self._weights)
+        loss = _loss(logits, target, torch.from_numpy(weights).to(self._device))
         if self._teachers:
             loss = (1 - _TAUGHT) * loss + _TAUGHT * functional.cross_entropy(logits, self._taught(inputs))
         self._optimiser.zero_grad(set_to_none=True)
@@ -274,7 +270,8 @@ def validate(network: UNet, pairs: list[LabelledImage]) -> Scores:
 
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     # Smoothed targets: the labels were made by a machine and corrected by hand, and their borders are ragged.
-    entropy = functional.cross_entropy(logits, target, weight=weights, label_smoothing=0.05)
+    entropy = functional.cross_entropy(logits, target, label_smoothing=0.05, reduction="none")
+    entropy = (weights * entropy).sum() / weights.sum()
     probability = logits.softmax(1)[:, Class.SKYRMION]
     truth = (target == Class.SKYRMION).float()
     dice = 1 - (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)
