@@ -10,9 +10,12 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import settings
+from test_guests import KerasModel
 from test_service import free_address, noisy_discs
+from test_training import write_labelled
 
 import realtime_skyseg as sky
+from realtime_skyseg.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -55,6 +58,25 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = runpy.run_path("notebook.py")["found"]
     assert found.count == 6
     assert cv2.imread("outlines.png") is not None
+
+
+def test_an_imported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("frame.png", noisy_discs(0))
+    KerasModel(2, 1, 3, 2).save(Path("my_model.keras"))
+    assert main(["import", "my_model.keras"]) == 0
+    Path("look.py").write_text(examples("keras.md")[0])
+    runpy.run_path("look.py")
+    assert cv2.imread("outlines.png") is not None
+
+
+def test_fine_tuning_on_a_few_images(tmp_path: Path) -> None:
+    """The settings of docs/train.md, for a few steps."""
+    data = write_labelled(tmp_path / "my", n=5)
+    settings = ["--set", f"images={data / 'images'}", "--set", f"labels={data / 'labels'}", "--set", "steps=4"]
+    settings += ["--set", "crop_px=64", "--set", f"out={tmp_path / 'mine.safetensors'}"]
+    assert main(["train", str(DOCS.parent / "configs" / "finetune.yaml"), *settings]) == 0
+    assert sky.Segmenter.load(str(tmp_path / "mine.safetensors"), "torch")(noisy_discs(0)).count == 6
 
 
 def test_the_camera_driver(tmp_path: Path) -> None:

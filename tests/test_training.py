@@ -1,20 +1,28 @@
 """Training and evaluation: labels, figures, and a small training from end to end."""
 
+import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 import realtime_skyseg as sky
 from realtime_skyseg.cli import main
+from realtime_skyseg.config import TrainingSettings, load_training
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.model import NetworkShape
-from realtime_skyseg.training.evaluate import Scores, score_image
-from realtime_skyseg.training.labelled import read_label, read_labelled
+from realtime_skyseg.training.augment import Sampler, pixel_weights
+from realtime_skyseg.training.evaluate import Scores, changed, score_image
+from realtime_skyseg.training.labelled import label_values, read_label, read_labelled
+from realtime_skyseg.training.train import Training, split
 
 # OpenCV's order: blue, green, red
 PAINT = {
@@ -76,6 +84,53 @@ def test_folds_choose_images(tmp_path: Path) -> None:
         ("5.png", "5", 1),
     ]
     assert all(pair.image.shape == pair.mask.shape for pair in pairs)
+
+
+def test_labels_of_a_single_channel(tmp_path: Path) -> None:
+    """Class numbers in a TIFF, in the product's order or another one, beside images with another suffix."""
+    data = write_labelled(tmp_path, n=1)
+    coloured = read_label(data / "labels" / "0.png")
+    (data / "labels" / "0.png").unlink()
+    tifffile.imwrite(data / "labels" / "0.tif", coloured)
+    assert (read_labelled(data / "images", data / "labels")[0].mask == coloured).all()
+    reference_order = np.array([2, 0, 1], np.uint16)[coloured]  # 0 skyrmion, 1 defect, 2 background
+    tifffile.imwrite(data / "labels" / "0.tif", reference_order)
+    values = label_values("0=skyrmion,1=defect,2=background")
+    assert (read_labelled(data / "images", data / "labels", values=values)[0].mask == coloured).all()
+
+
+def test_a_value_without_a_class(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "label.tif", np.full((4, 4), 255, np.uint8))
+    with pytest.raises(SettingsError, match=r"value 255 at column 0, row 0; allowed: 0 background, .*set label_values"):
+        read_label(tmp_path / "label.tif")
+    with pytest.raises(SettingsError, match=r"'0=hole': allowed: NUMBER=CLASS"):
+        label_values("0=hole")
+
+
+SPLITS: list[tuple[dict[str, object], set[str]]] = [
+    # settings, names of the images to score on
+    ({"train_folds": [0], "validate_folds": [1]}, {"1.png", "3.png", "5.png"}),
+    ({"validate_sources": ["2", "4"]}, {"2.png", "4.png"}),
+    ({"validate_share": 0.5, "seed": 1}, {"0.png", "2.png", "4.png"}),
+]
+
+
+@pytest.mark.parametrize(("values", "scored_on"), SPLITS, ids=lambda value: str(value))
+def test_splits(tmp_path: Path, values: dict[str, object], scored_on: set[str]) -> None:
+    data = write_labelled(tmp_path)
+    paths = {"images": data / "images", "labels": data / "labels", "table": data / "table.csv", "out": tmp_path / "m"}
+    training, validation = split(TrainingSettings.model_validate({**paths, **values}))
+    assert {pair.name for pair in validation} == scored_on
+    assert {pair.name for pair in training} == {f"{index}.png" for index in range(6)} - scored_on
+
+
+def test_a_source_is_on_one_side_only(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path)
+    table = (data / "table.csv").read_text().replace("1.png,1,0,1", "1.png,0,0,1")
+    (data / "table.csv").write_text(table)
+    (tmp_path / "train.yaml").write_text(training_settings(data, tmp_path / "model.safetensors"))
+    with pytest.raises(SettingsError, match="source '0' is in train_folds too"):
+        Training(load_training(tmp_path / "train.yaml"))
 
 
 WRONG = [
@@ -158,6 +213,84 @@ def test_a_training_ends_with_a_model_that_every_engine_runs(trained: tuple[Path
     assert np.mean(masks[0] == masks[1]) > 0.98
 
 
+def test_a_training_leaves_a_report(trained: tuple[Path, Path]) -> None:
+    _, path = trained
+    report = path.with_name("tiny-report")
+    rows = list(csv.DictReader((report / "history.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["15", "30"]
+    for picture in ("curves.png", "worst.png"):
+        assert cv2.imread(str(report / picture)) is not None
+    assert not path.with_name(path.name + ".checkpoint").exists()
+
+
+def test_a_killed_training_goes_on(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """kill -9 after the first checkpoint; started again it ends where an undisturbed one does."""
+    data, undisturbed = trained
+    out = tmp_path / "tiny.safetensors"
+    (tmp_path / "train.yaml").write_text(training_settings(data, out))
+    command = [sys.executable, "-m", "realtime_skyseg.cli", "train", str(tmp_path / "train.yaml")]
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert not out.exists()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "goes on from step 15" in again.stdout
+    records = [load_model(str(path)).training for path in (out, undisturbed)]
+    assert [record["best_step"] for record in records] == [records[1]["best_step"]] * 2
+    for key, value in records[1]["validation"].items():
+        assert records[0]["validation"][key] == pytest.approx(value, abs=0.02), key
+
+
+def test_a_checkpoint_of_other_settings(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, _ = trained
+    out = tmp_path / "tiny.safetensors"
+    (tmp_path / "train.yaml").write_text(training_settings(data, out, steps=15))
+    training = Training(load_training(tmp_path / "train.yaml"))
+    training._step()
+    training._validate(0.0)
+    with pytest.raises(SettingsError, match=r"batch: checkpoint .* was made with 4, not 2; use those settings"):
+        Training(load_training(tmp_path / "train.yaml", ["batch=2"])).run()
+    out.with_name(out.name + ".checkpoint").write_bytes(b"cut off")
+    with pytest.raises(SettingsError, match=r"checkpoint .* cannot be read"):
+        Training(load_training(tmp_path / "train.yaml")).run()
+
+
+def test_fine_tuning_and_teachers(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """From a model that exists, without a table, taught by another one."""
+    data, path = trained
+    (tmp_path / "train.yaml").write_text(
+        f"images: {data / 'images'}\nlabels: {data / 'labels'}\nout: {tmp_path / 'mine.safetensors'}\n"
+        f"start_from: {path}\nteachers: [compact]\nsteps: 2\nbatch: 2\ncrop_px: 64\n"
+    )
+    assert main(["train", str(tmp_path / "train.yaml")]) == 0
+    mine = load_model(str(tmp_path / "mine.safetensors"))
+    assert mine.shape == load_model(str(path)).shape
+    assert (mine.training["images"], mine.training["validation_images"]) == (5, 1)
+    assert main(["train", str(tmp_path / "train.yaml"), "--set", "filters=8"]) == 2
+
+
+def test_pixels_of_small_skyrmions_weigh_more() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:4, :4], mask[20:40, 20:40], mask[50:, 50:] = Class.SKYRMION, Class.SKYRMION, Class.DEFECT
+    weights = pixel_weights(mask)
+    assert weights[0, 0] > weights[30, 30] > weights[10, 10]
+    assert weights[60, 60] > weights[0, 0]
+
+
+def test_synthetic_dirt_is_labelled_as_defect(tmp_path: Path) -> None:
+    """Bright on one side and dark on the other, and nothing else in the mask of an empty film."""
+    data = write_labelled(tmp_path, n=1)
+    sampler = Sampler(read_labelled(data / "images", data / "labels"), 128, 0)
+    empty = np.zeros((128, 128), np.float32)
+    image, mask = sampler._dirt(empty, np.zeros((128, 128), np.uint8))
+    assert set(np.unique(mask)) == {Class.BACKGROUND, Class.DEFECT}
+    assert image.min() < -0.3 < 0.3 < image.max()
+    assert np.abs(image[mask == Class.BACKGROUND]).max() <= 0.4
+
+
 def test_evaluate_writes_its_figures(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +311,48 @@ def test_evaluate_writes_its_figures(
     assert scores["skyrmion_iou"] == pytest.approx(
         load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-4
     )
+
+
+def test_evaluate_tells_classes_sources_and_sureness(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, _ = trained
+    out, pictures = tmp_path / "scores.json", tmp_path / "pictures"
+    arguments = ["evaluate", "--images", str(data / "images"), "--labels", str(data / "labels"), "--json", str(out)]
+    assert main([*arguments, "--table", str(data / "table.csv"), "--plot", str(pictures)]) == 0
+    scores = json.loads(out.read_text())
+    assert set(scores["classes"]) == {"background", "skyrmion", "defect", "outside", "edge"}
+    assert scores["classes"]["skyrmion"]["iou"] == scores["skyrmion_iou"]
+    assert scores["classes"]["outside"]["labelled_px"] == 0
+    assert list(scores["per_source"]) == ["0", "1", "2", "3", "4", "5"]
+    assert 0 <= scores["ece"] < 0.2
+    assert scores["average_precision"] > 0.9
+    recall = scores["sureness"]["recall"]
+    assert recall == sorted(recall)
+    assert sum(scores["sureness"]["pixels"]) == 6 * 128 * 160
+    for picture in ("sureness.png", "worst.png"):
+        assert cv2.imread(str(pictures / picture)) is not None
+    assert "MCC" in capsys.readouterr().out
+
+
+def test_a_network_that_is_surer_than_right_has_a_calibration_error() -> None:
+    label = np.zeros((100, 100), np.uint8)
+    label[:, :60] = Class.SKYRMION  # 60 % of the pixels, claimed with 90 %
+    probability = np.full(label.shape, 0.9, np.float32)
+    sureness = Scores([score_image("x", label, label, "", probability)]).sureness()
+    assert sureness is not None
+    assert sureness["ece"] == pytest.approx(0.3, abs=0.01)
+    assert sureness["average_precision"] == pytest.approx(0.6)
+
+
+def test_harder_images(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path, n=1)
+    pairs = read_labelled(data / "images", data / "labels")
+    inverted, small, noisy = changed(pairs, invert=True), changed(pairs, zoom=0.75), changed(pairs, noise=20)
+    np.testing.assert_array_equal(inverted[0].image, 255 - pairs[0].image)
+    assert small[0].image.shape == small[0].mask.shape == (96, 120)
+    difference = noisy[0].image.astype(float) - pairs[0].image
+    assert difference.std() == pytest.approx(20, rel=0.1)
 
 
 def test_the_shipped_model_knows_discs(tmp_path: Path) -> None:
