@@ -272,6 +272,18 @@ def test_fine_tuning_and_teachers(trained: tuple[Path, Path], tmp_path: Path) ->
     assert main(["train", str(tmp_path / "train.yaml"), "--set", "filters=8"]) == 2
 
 
+@pytest.mark.gpu
+def test_training_on_the_gpu(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    data = write_labelled(tmp_path / "data")
+    (tmp_path / "train.yaml").write_text(training_settings(data, tmp_path / "tiny.safetensors"))
+    training = Training(load_training(tmp_path / "train.yaml"))
+    assert next(training._network.parameters()).is_cuda
+    assert load_model(str(training.run())).training["images"] == 3
+
+
 def test_pixels_of_small_skyrmions_weigh_more() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[:4, :4], mask[20:40, 20:40], mask[50:, 50:] = Class.SKYRMION, Class.SKYRMION, Class.DEFECT
