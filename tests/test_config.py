@@ -43,6 +43,33 @@ def test_wrong_settings_are_one_sentence(tree: dict[str, object], sentence: str)
     assert "\n" not in str(caught.value)
 
 
+DATA = {"images": "i", "labels": "l", "out": "m.safetensors"}
+
+WRONG_TRAINING = [
+    # settings, what the sentence must say
+    ({}, "images: this key is missing"),
+    ({**DATA, "train_folds": [0]}, "train_folds and validate_folds are set together"),
+    ({**DATA, "train_folds": [0], "validate_folds": [1]}, "train_folds needs the table"),
+    ({**DATA, "table": "t", "train_folds": [0, 1], "validate_folds": [1]}, "has fold 1, which is among train_folds"),
+    (
+        {**DATA, "table": "t", "train_folds": [0], "validate_folds": [1], "validate_sources": ["7"]},
+        "validate_sources and folds exclude each other",
+    ),
+    ({**DATA, "validate_share": 1.0}, "validate_share: 1.0 is not allowed"),
+    ({**DATA, "start_from": "compact", "depth": 2}, "depth is fixed by the model of start_from"),
+    ({**DATA, "label_values": {0: "hole"}}, "label_values.0: 'hole' is not allowed"),
+    ({**DATA, "step": 5}, "step: unknown key; did you mean 'steps'?"),
+]
+
+
+@pytest.mark.parametrize(("tree", "sentence"), WRONG_TRAINING)
+def test_wrong_training_settings(tmp_path: Path, tree: dict[str, object], sentence: str) -> None:
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(SettingsError) as caught:
+        load_training(tmp_path / "train.yaml")
+    assert sentence in str(caught.value)
+
+
 FILES = [
     ("camera: [", "line 1"),
     ("- just\n- a list\n", "holds list"),
