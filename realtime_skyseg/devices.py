@@ -33,6 +33,27 @@ class CameraEnded(Exception):  # noqa: N818  no error
     """The camera has no more frames: the regular end of a recording, no fault."""
 
 
+class CameraNotice(Exception):  # noqa: N818  no error
+    """Raised by `Camera.read` in place of a frame: something to log as an event, after which the camera goes on.
+
+    A live source that is gone for a while raises one when it goes and one when it is back, and returns None between.
+
+    Args:
+        kind: of the event, for example "camera_gone", "camera_back", "camera_restarted".
+        message: one sentence.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class CameraChanged(CameraNotice):
+    """The frames have another size or pixel type from now on: `shape` and `dtype` are the new ones already, and the
+    next `read` gives the first such frame. The run file is ended and another one begun.
+    """
+
+
 @runtime_checkable
 class Camera(Protocol):
     """A source of frames. Constructed with its `Settings`, which opens the device.
@@ -58,7 +79,10 @@ class Camera(Protocol):
     description: dict[str, str | int | float | bool]
 
     def read(self, timeout_s: float) -> Frame | None:
-        """Wait for the next frame, at most `timeout_s`; None when none came. Raises `CameraEnded` after the last."""
+        """Wait for the next frame, at most `timeout_s`; None when none came.
+
+        Raises `CameraEnded` after the last, `CameraNotice` or `CameraChanged` where there is something to say.
+        """
 
     def close(self) -> None:
         """Release the device. Safe to call twice."""
@@ -66,21 +90,32 @@ class Camera(Protocol):
 
 @runtime_checkable
 class FieldSource(Protocol):
-    """A magnet's supply. Out-of-range or non-finite values are refused, never clamped."""
+    """A magnet's supply, in its own unit. Constructed with its `Settings`, which opens the device and sets nothing.
+
+    Only the field guard (`realtime_skyseg.field`) uses it, in a process of its own: limits, slew rate, calibration,
+    read-back, heartbeat and the safe state are the guard's, so that a driver is a few lines. Still a driver refuses
+    what its device would take silently and wrongly: text, values that are not finite, values out of range.
+
+    Raises `FieldError` where the device refuses or is gone.
+    """
 
     Settings: ClassVar[type[DriverSettings]]
 
-    def set_mT(self, field_mT: float) -> None:
-        """Drive the field towards `field_mT`; raises `SettingsError` when it is outside the limits."""
+    #: Of `set` and `read`: "V", "A" or "mT".
+    unit: str
+    #: Lowest and highest value the device takes, in its unit.
+    range: tuple[float, float]
+    #: What the run file should say of the supply: plain strings and numbers.
+    description: dict[str, str | int | float | bool]
 
-    def read_mT(self) -> float:
-        """Read the actual field back."""
+    def set(self, value: float) -> None:
+        """Set the output; returns when the device has taken it."""
 
-    def safe(self) -> None:
-        """Go to the configured safe state."""
+    def read(self) -> float:
+        """Read the output back: measured where the device can, else the value it was set to."""
 
     def close(self) -> None:
-        """Go to the safe state and release the device. Safe to call twice."""
+        """Release the device; its output stays as it is. Safe to call twice."""
 
 
 def drivers(kind: str) -> list[str]:

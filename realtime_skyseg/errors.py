@@ -5,6 +5,7 @@
     │   └── MissingExtraError   2  a package that an optional extra installs is absent
     ├── CameraError             1  the camera broke off
     │   └── RecordingError      1  a recording is empty, truncated, or changes its frame size
+    ├── FieldError              1  the supply of the magnet refuses, is gone, or reads back something else
     ├── FrameError              1  an image that cannot be segmented
     ├── ModelError              1  a model file is broken or of another kind
     │   └── ParityError         1  an engine disagrees with torch float32
@@ -39,6 +40,10 @@ class CameraError(SkysegError):
 
 class RecordingError(CameraError):
     """A recording cannot be replayed (any further); the message names the file and the frame."""
+
+
+class FieldError(SkysegError):
+    """The magnet's supply refuses a value, is gone, or reads back something else than was set."""
 
 
 class FrameError(SkysegError):
