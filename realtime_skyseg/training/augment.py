@@ -17,6 +17,9 @@ _EMPTY = 0.15
 #: Share of crops with synthetic dirt: labelled defects are too few (0.15 % of all pixels) to learn them from.
 _DIRTY = 0.2
 
+#: Share of crops of continuous films that are cut into elements with an edge and an outside.
+_PATTERNED = 0.2
+
 #: Sources with objects below this diameter (px) are drawn twice as often: they are the hardest and the fewest.
 _TINY_PX = 8.0
 
@@ -85,6 +88,8 @@ class Sampler:
             image = image + rng.standard_normal(image.shape, np.float32) * np.float32(
                 rng.uniform(0, 1.5) * chosen.noise
             )
+        if rng.random() < _PATTERNED and mask.max() < Class.OUTSIDE:
+            image, mask = self._pattern(image, mask, chosen.noise)
         if rng.random() < _DIRTY:
             image, mask = self._dirt(image, mask)
         image = image * np.float32(np.exp(rng.normal(0, 0.3))) + np.float32(rng.normal(0, 0.15))
@@ -172,6 +177,48 @@ class Sampler:
             canvas *= rough / rough.std() > -0.8
         return np.asarray(cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 1.2)), np.float32)
 
+    def _pattern(self, image: Any, mask: Any, noise: float) -> tuple[NDArray[np.float32], Mask]:
+        """Elements cut out of the film: outside of them the substrate, and an edge that drift leaves bright or dark."""
+        rng = self._rng
+        film = self._elements()
+        if rng.random() < 0.3:
+            film = ~film  # holes
+        away: Any = cv2.distanceTransform(film.astype(np.uint8), cv2.DIST_L2, 5)
+        away -= cv2.distanceTransform((~film).astype(np.uint8), cv2.DIST_L2, 5)  # above 0 inside
+        substrate = rng.standard_normal(image.shape, np.float32) * np.float32(noise * rng.uniform(0.5, 1.2))
+        image = np.where(film, image, substrate + np.float32(rng.normal(0, 0.5)))
+        angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 3)
+        soft: Any = cv2.GaussianBlur(film.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5))
+        drift = _difference(soft, (length * np.cos(angle), length * np.sin(angle)), second=False)
+        line = np.exp(-(((away - rng.uniform(-2, 2)) / rng.uniform(0.7, 2)) ** 2))
+        image = image + drift * np.float32(rng.normal(0, 1.5)) + line * np.float32(rng.normal(0, 0.7))
+        width = rng.uniform(1, 4)
+        mask = np.where(film, mask, Class.OUTSIDE).astype(np.uint8)
+        mask[np.abs(away) < width] = Class.EDGE
+        return np.asarray(image, np.float32), mask
+
+    def _elements(self) -> NDArray[np.bool_]:
+        """Where a random pattern has film: discs, rectangles, wires, triangles; (crop, crop)."""
+        rng, crop = self._rng, self._crop
+        film = np.zeros((crop, crop), np.uint8)
+        for _ in range(rng.integers(1, 5)):
+            centre = rng.uniform(0, crop, 2)
+            size = crop * np.exp(rng.uniform(np.log(0.1), np.log(0.8)))
+            corners = int(rng.choice([0, 2, 3, 4]))
+            if corners == 0:
+                cv2.circle(film, [int(value) for value in centre], int(size / 2), 1, -1)
+                continue
+            if corners == 2:  # a wire across the whole crop
+                box = cv2.boxPoints(((centre[0], centre[1]), (3 * crop, size / 2), float(rng.uniform(0, 180))))
+            elif corners == 3:
+                corner = rng.uniform(0, 2 * np.pi) + np.arange(3) * 2 * np.pi / 3
+                box = centre + size / 2 * np.stack([np.cos(corner), np.sin(corner)], 1)
+            else:
+                sides = (size, size * rng.uniform(0.4, 1))
+                box = cv2.boxPoints(((centre[0], centre[1]), sides, float(rng.choice([0, rng.uniform(0, 90)]))))
+            cv2.fillPoly(film, [np.asarray(box).astype(np.int32)], 1)
+        return film > 0
+
     def _gradient(self, strength: float) -> NDArray[np.float32]:
         down, across = self._rng.normal(0, strength, 2)
         ramp = np.linspace(-1, 1, self._crop, dtype=np.float32)
@@ -194,7 +241,8 @@ def pixel_weights(mask: Mask) -> NDArray[np.float32]:
 
 def _difference(speck: NDArray[np.float32], drift: tuple[float, float], second: bool) -> NDArray[np.float32]:
     def moved(x: float, y: float) -> Any:
-        return cv2.warpAffine(speck, np.array([[1, 0, x], [0, 1, y]], np.float32), speck.shape[::-1])
+        shift = np.array([[1, 0, x], [0, 1, y]], np.float32)
+        return cv2.warpAffine(speck, shift, speck.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
 
     x, y = drift
     if second:
