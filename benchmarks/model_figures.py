@@ -8,9 +8,11 @@ FOLDER has images/, labels/ and table.csv. Prints Markdown.
 import argparse
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from rich.progress import track
 
-from realtime_skyseg.plots import plot_cases, plot_sureness
+from realtime_skyseg.plots import overlay, plot_sureness
 from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.training.evaluate import Scores, changed, evaluate, score
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"))
     parser.add_argument("--leave-out", nargs="*", default=[], help="images left out of the shrunk and enlarged rows")
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--crops", nargs="*", default=["000007:0:0"], help="NAME:ROW:COLUMN of what is shown")
     options = parser.parse_args()
     data = options.data
     pairs = read_labelled(data / "images", data / "labels", data / "table.csv", options.fold)
@@ -66,7 +69,7 @@ def main() -> None:
             cells.append(f"{row['found']}, {row['skyrmion_iou']:.2f}, {row['object_f1']:.2f}")
         print(f"| {pair.name.removesuffix('.png')} | {row['labelled']} | " + " | ".join(cells) + " |")
     if options.pictures:
-        draw(options.pictures, options.models, pairs, plain)
+        draw(options.pictures, options.crops, pairs, plain)
 
 
 def figures(segmenter: Segmenter, pairs: list[LabelledImage]) -> dict[str, float]:
@@ -75,17 +78,32 @@ def figures(segmenter: Segmenter, pairs: list[LabelledImage]) -> dict[str, float
 
 
 def draw(
-    folder: Path, models: list[str], pairs: list[LabelledImage], plain: dict[str, tuple[Scores, list[Mask]]]
+    folder: Path,
+    crops: list[str],
+    pairs: list[LabelledImage],
+    plain: dict[str, tuple[Scores, list[Mask]]],
+    side: int = 130,
 ) -> None:
-    """Curves of each model, and label beside mask for each image."""
-    for name in models:
-        scores, masks = plain[name]
+    """Crops (NAME:ROW:COLUMN) of images, enlarged, with the outlines of the label and of each model's mask."""
+    for name, (scores, _) in plain.items():
         sureness = scores.sureness()
         assert sureness is not None
         plot_sureness(sureness, folder / f"sureness-{Path(name).stem}.png")
-        for pair, mask in zip(pairs, masks, strict=True):
-            title = f"{Path(name).stem}, image {pair.name}"
-            plot_cases([(title, pair.image, pair.mask, mask)], folder / Path(name).stem / pair.name)
+    figure = Figure(figsize=(3.4 * (2 + len(plain)), 3.5 * len(crops)), layout="constrained")
+    places = {Path(pair.name).stem: index for index, pair in enumerate(pairs)}
+    for row, crop in zip(figure.subplots(len(crops), 2 + len(plain), squeeze=False), crops, strict=True):
+        name, top, left = crop.split(":")
+        index = places[name]
+        box = np.s_[int(top) : int(top) + side, int(left) : int(left) + side]
+        nothing = np.zeros_like(pairs[index].mask)
+        masks = {"image": nothing, "label": pairs[index].mask}
+        masks |= {Path(model).stem: found[index] for model, (_, found) in plain.items()}
+        for axis, (title, mask) in zip(row, masks.items(), strict=True):
+            enlarged = [np.kron(part[box], np.ones((4, 4), part.dtype)) for part in (pairs[index].image, mask)]
+            axis.imshow(overlay(*enlarged), interpolation="nearest")
+            axis.set_title(f"{name}: {title}" if title == "image" else title)
+            axis.set_axis_off()
+    figure.savefig(folder / "accuracy.png", dpi=80)
 
 
 if __name__ == "__main__":

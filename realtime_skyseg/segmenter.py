@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import EngineChoice
+from realtime_skyseg.config import EngineChoice, Polarity
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Class, Image, Mask, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
@@ -32,6 +32,7 @@ class Segmenter:
         threads: int | None = None,
         min_area_px: int = 10,
         stripe_slenderness: float = 3.0,
+        polarity: Polarity = "auto",
         cache: Path | None = None,
     ) -> None:
         self.model = model
@@ -39,6 +40,7 @@ class Segmenter:
         self._threads = threads
         self._min_area_px = min_area_px
         self._stripe_slenderness = stripe_slenderness
+        self._polarity: Polarity = polarity
         self._cache = cache
         self._engine: Engine | None = None
         self._shape = (0, 0)
@@ -51,6 +53,7 @@ class Segmenter:
         threads: int | None = None,
         min_area_px: int = 10,
         stripe_slenderness: float = 3.0,
+        polarity: Polarity = "auto",
     ) -> Self:
         """Load a shipped model by name, or any model by path.
 
@@ -58,7 +61,7 @@ class Segmenter:
             SettingsError: there is no such model.
             ModelError: the file is not a model.
         """
-        return cls(load_model(model), engine, threads, min_area_px, stripe_slenderness)
+        return cls(load_model(model), engine, threads, min_area_px, stripe_slenderness, polarity)
 
     @property
     def engine(self) -> Engine:
@@ -97,8 +100,10 @@ class Segmenter:
         return np.ascontiguousarray(mask[: self._shape[0], : self._shape[1]]).copy()
 
     def measure(self, mask: Mask) -> Segmentation:
-        """Third step: the objects of a mask."""
-        return measure(mask, self._min_area_px, self._stripe_slenderness)
+        """Third step: the objects of the mask of what was prepared, after taking those of the other polarity out."""
+        # Guests are left as they are: their input is not scaled to a median of 0.
+        scaled = self.engine.input[: self._shape[0], : self._shape[1]] if self.model.scaling == "percentiles" else None
+        return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, self._polarity)
 
     def skyrmion_probability(self) -> Callable[[Image], NDArray[np.float32]]:
         """Image -> (height, width) float32: how likely the network takes each pixel for skyrmion.

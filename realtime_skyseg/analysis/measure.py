@@ -2,21 +2,39 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from realtime_skyseg.config import Polarity
 from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind, Mask, Objects, Segmentation
 
+#: Side of the neighbourhood whose background an object is compared with, in steps of `_COARSE` px.
+_NEIGHBOURHOOD = 17
+_COARSE = 4
 
-def measure(mask: Mask, min_area_px: int = 10, stripe_slenderness: float = 3.0) -> Segmentation:
+
+def measure(
+    mask: Mask,
+    min_area_px: int = 10,
+    stripe_slenderness: float = 3.0,
+    image: NDArray[np.float32] | None = None,
+    polarity: Polarity = "auto",
+) -> Segmentation:
     """Find and measure the objects of a mask.
 
     An object is an 8-connected component of class skyrmion of at least `min_area_px`. It is a stripe where its
     area is at least `stripe_slenderness` times that of the largest disc inside it, else a skyrmion: unlike the
     ratio of axes this also tells a bent stripe and a maze from a disc.
 
+    All skyrmions of an image are dark, or all are bright: they are reversed domains of one film. Where the image is
+    given, objects of the other polarity become background in the mask, which is changed in place. An object's
+    polarity is that of its mean against the background around it.
+
     Args:
         mask: (height, width) uint8 of `Class` values.
         min_area_px: smallest area of an object.
         stripe_slenderness: > 1; 4 / pi * length / width for a long stripe.
+        image: (height, width) float32, scaled, of which the mask was made.
+        polarity: `auto` keeps that of the larger part of what was found, by area and contrast.
 
     Returns:
         The mask itself with its table of objects and its counts.
@@ -25,6 +43,17 @@ def measure(mask: Mask, min_area_px: int = 10, stripe_slenderness: float = 3.0) 
     foreground = skyrmion.view(np.uint8)
     n_labels, labels, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8, ltype=cv2.CV_32S)
     pixels = np.flatnonzero(skyrmion)
+    if image is not None and polarity != "both" and pixels.size:
+        label = labels.ravel()[pixels]
+        contrast = _contrast(image, mask, label, stats, pixels)
+        sign = {"auto": np.sign(contrast @ stats[:, cv2.CC_STAT_AREA]), "dark": -1.0, "bright": 1.0}[polarity]
+        other = contrast * sign < 0
+        if other.any():
+            dropped = pixels[other[label]]
+            mask.ravel()[dropped] = Class.BACKGROUND
+            foreground.ravel()[dropped] = 0
+            stats[other, cv2.CC_STAT_AREA] = 0
+            pixels = pixels[~other[label]]
     objects = _table(foreground, labels, stats, n_labels, pixels, min_area_px, stripe_slenderness)
     stripes = int(np.count_nonzero(objects["kind"] == Kind.STRIPE))
     on_sample = mask.size - int(np.count_nonzero(mask == Class.OUTSIDE))
@@ -35,6 +64,31 @@ def measure(mask: Mask, min_area_px: int = 10, stripe_slenderness: float = 3.0) 
         stripes=stripes,
         area_fraction=pixels.size / on_sample if on_sample else 0.0,
     )
+
+
+def _contrast(
+    image: NDArray[np.float32], mask: Mask, label: np.ndarray, stats: np.ndarray, pixels: np.ndarray
+) -> NDArray[np.float64]:
+    """Mean of each object minus the mean of the background around it; 0 for label 0.
+
+    The background is averaged on a coarse grid, and only where the mask says so: neither illumination nor a
+    substrate or dirt nearby turns an object's sign.
+    """
+    size = (-(-image.shape[1] // _COARSE), -(-image.shape[0] // _COARSE))
+    is_background = (mask == Class.BACKGROUND).astype(np.float32)
+    box = (_NEIGHBOURHOOD, _NEIGHBOURHOOD)
+    weight, total = (
+        np.asarray(cv2.blur(cv2.resize(values, size, interpolation=cv2.INTER_AREA), box))
+        for values in (is_background, image * is_background)
+    )
+    area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
+    row = (stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT] // 2) // _COARSE
+    column = (stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH] // 2) // _COARSE
+    # The median of a scaled image is 0: what an object without any background around it is compared with.
+    around = total[row, column] / np.maximum(weight[row, column], 1e-6)
+    contrast: NDArray[np.float64] = np.bincount(label, image.ravel()[pixels], len(stats)) / area - around
+    contrast[0] = 0
+    return contrast
 
 
 def _table(

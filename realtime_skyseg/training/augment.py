@@ -127,13 +127,16 @@ class Sampler:
 
     def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
         """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
-        image: Any = self._rng.standard_normal((self._crop, self._crop), np.float32)
-        if self._rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), self._rng.uniform(0.3, 1.5))
-        if self._rng.random() < 0.5:
+        rng, crop = self._rng, self._crop
+        side = int(crop / rng.uniform(1, _ZOOM[1])) if rng.random() < 0.5 else crop
+        image: Any = rng.standard_normal((side, side), np.float32)
+        if rng.random() < 0.5:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+        image = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_LINEAR)
+        if rng.random() < 0.5:
             image = image / image.std() + self._gradient(1.0)
         image, mask = scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
-        if self._rng.random() < _DIRTY:
+        if rng.random() < _DIRTY:
             image, mask = self._dirt(image, mask)
         return image, mask
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
 
+from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import TrainingSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask
@@ -249,7 +250,7 @@ def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[Labelle
 
 
 def segment_with(network: UNet) -> Callable[[Image], Mask]:
-    """Image -> mask by a network in float32."""
+    """Image -> mask by a network in float32, without objects of the other polarity."""
     device = next(network.parameters()).device
     decide = MaskNet(network).eval()
 
@@ -258,7 +259,8 @@ def segment_with(network: UNet) -> Callable[[Image], Mask]:
         scale_mirrored(image, padded)
         with torch.inference_mode():
             mask: Mask = decide(torch.from_numpy(padded)[None, None].to(device)).cpu().numpy()[0, 0]
-        return mask[: image.shape[0], : image.shape[1]]
+        inside = np.s_[: image.shape[0], : image.shape[1]]
+        return measure(np.ascontiguousarray(mask[inside]), image=padded[inside]).mask
 
     return segment
 
