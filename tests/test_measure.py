@@ -1,5 +1,6 @@
 """Objects of a mask: their table, the count, skyrmion or stripe."""
 
+import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from realtime_skyseg.analysis import measure
+from realtime_skyseg.config import Polarity
 from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind
 
 
@@ -106,3 +108,45 @@ def test_any_mask_agrees_with_scipy(mask: np.ndarray, min_area_px: int) -> None:
     np.testing.assert_allclose(ours, theirs, atol=2e-3) if ours else None
     assert (found.objects["elongation"] >= 1 - 1e-6).all()
     assert np.isfinite(found.objects["elongation"]).all()
+
+
+def film(illumination: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """A scaled image of five dark discs and one bright disc, all of them in the mask."""
+    image = np.tile(np.linspace(-illumination, illumination, 240, dtype=np.float32), (160, 1))
+    mask = np.zeros(image.shape, np.uint8)
+    for k, (x, y) in enumerate([(30, 40), (90, 40), (150, 40), (210, 40), (30, 110), (210, 110)]):
+        disc = cv2.circle(np.zeros_like(mask), (x, y), 7, 1, -1) > 0
+        mask[disc] = Class.SKYRMION
+        image[disc] += 0.5 if k == 5 else -0.5
+    return image, mask
+
+
+POLARITIES: list[tuple[Polarity, int]] = [("auto", 5), ("dark", 5), ("bright", 1), ("both", 6)]
+
+
+@pytest.mark.parametrize(("polarity", "count"), POLARITIES)
+@pytest.mark.parametrize("illumination", [0.0, 1.5])
+def test_one_polarity_in_an_image(polarity: Polarity, count: int, illumination: float) -> None:
+    """Also where the illumination varies by more than the contrast."""
+    image, mask = film(illumination)
+    found = measure(mask.copy(), image=image, polarity=polarity)
+    assert found.count == len(found.objects) == count
+    assert (found.mask == Class.SKYRMION).sum() == found.objects["area"].sum()
+    inverted = measure(mask.copy(), image=-image, polarity=polarity)
+    assert inverted.count == {"dark": 1, "bright": 5}.get(polarity, count)
+
+
+def test_a_substrate_does_not_turn_the_polarity() -> None:
+    """Dark skyrmions beside a substrate that is darker still."""
+    image, mask = film()
+    image[:, 45:80], mask[:, 45:80] = -2.0, Class.OUTSIDE
+    image[60:100], mask[60:100] = -2.0, Class.OUTSIDE
+    assert measure(mask, image=image).count == 5
+
+
+def test_an_image_full_of_skyrmions_has_a_polarity() -> None:
+    """No background pixel anywhere: the object is compared with the median, 0."""
+    image = np.full((64, 64), -0.3, np.float32)
+    mask = np.full((64, 64), Class.SKYRMION, np.uint8)
+    assert measure(mask.copy(), image=image, polarity="dark").area_fraction == 1.0
+    assert measure(mask.copy(), image=image, polarity="bright").area_fraction == 0.0

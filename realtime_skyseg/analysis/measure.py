@@ -50,8 +50,8 @@ def measure(
         other = contrast * sign < 0
         if other.any():
             dropped = pixels[other[label]]
-            mask.ravel()[dropped] = Class.BACKGROUND
-            foreground.ravel()[dropped] = 0
+            mask.flat[dropped] = Class.BACKGROUND
+            foreground.flat[dropped] = 0
             stats[other, cv2.CC_STAT_AREA] = 0
             pixels = pixels[~other[label]]
     objects = _table(foreground, labels, stats, n_labels, pixels, min_area_px, stripe_slenderness)
@@ -82,8 +82,9 @@ def _contrast(
         for values in (is_background, image * is_background)
     )
     area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
-    row = (stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT] // 2) // _COARSE
-    column = (stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH] // 2) // _COARSE
+    # Without any background pixel the box of label 0 is nonsense.
+    row = np.clip((stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT] // 2) // _COARSE, 0, size[1] - 1)
+    column = np.clip((stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH] // 2) // _COARSE, 0, size[0] - 1)
     # The median of a scaled image is 0: what an object without any background around it is compared with.
     around = total[row, column] / np.maximum(weight[row, column], 1e-6)
     contrast: NDArray[np.float64] = np.bincount(label, image.ravel()[pixels], len(stats)) / area - around
