@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.progress import track
 
 from realtime_skyseg.plots import overlay, plot_sureness
@@ -49,7 +50,7 @@ def main() -> None:
         segmenter = Segmenter.load(name, options.engine)
         plain[name] = evaluate(segmenter, pairs)
         rows = {"as it is": plain[name][0].figures()}
-        for title, how in track(list(HARDER.items())[1:], name, transient=True):
+        for title, how in track(list(HARDER.items())[1:], name, transient=True, console=Console(stderr=True)):
             rows[title] = figures(segmenter, changed(pairs, **how))  # type: ignore[arg-type]
         if options.leave_out:
             rows["without the tiny ones"] = figures(segmenter, fewer)

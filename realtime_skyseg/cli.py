@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
+    command.add_argument("--hardware", action="store_true", help="open and read every device too; sets nothing")
     command.set_defaults(command=_check)
 
     command = commands.add_parser("info", help="look into a run file")
@@ -169,6 +170,11 @@ def _check(options: argparse.Namespace) -> int:
     load_model(config.analysis.model)
     print(config.to_yaml(), end="")
     print(f"# {options.config}: valid")
+    if options.hardware:
+        from realtime_skyseg.hardware import look
+
+        for device, sentence in look(config).items():
+            print(f"# {device}: {sentence}")
     return 0
 
 

@@ -7,22 +7,25 @@ Units stand in the names (`rate_hz`, `flush_s`, `field_mT`). Relative paths are 
 import difflib
 import ipaddress
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from realtime_skyseg import devices
-from realtime_skyseg.devices import Camera, DriverSettings
+from realtime_skyseg.calibration import Calibration
+from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
 from realtime_skyseg.errors import SettingsError
 
 #: Where the stream is, unless the settings say otherwise.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 
 EngineChoice = Literal["auto", "torch", "openvino"]
+
+Polarity = Literal["auto", "dark", "bright", "both"]
 
 
 class Section(BaseModel):
@@ -58,6 +61,73 @@ class CameraSettings(Section):
             raise SettingsError(f"camera.{error}") from error
 
 
+class FieldSettings(Section):
+    """The magnet. `driver` names its supply; the keys that are not described here belong to that driver."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    driver: str
+    """Name of an installed field driver, for example `visa`."""
+    limit_mT: tuple[float, float]
+    """Lowest and highest field; others are refused, never clamped."""
+    slew_mT_per_s: Annotated[float, Field(gt=0)]
+    """The field never changes faster, not even on its way to the safe state."""
+    tolerance_mT: Annotated[float, Field(gt=0)]
+    """How far the read-back may be from what was set. Farther is a fault, and leads to the safe state."""
+    settle_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """How long the read-back may lag behind what is set."""
+    safe: Literal["zero", "hold"] = "zero"
+    """Where the field goes when the run ends, the service is killed or hangs, or something is wrong. It concerns only a
+    field that was set by the service: what is only read is left alone."""
+    heartbeat_s: Annotated[float, Field(ge=0.2, le=60)] = 2.0
+    """The safe state begins this long after the last sign of life of a service that hangs."""
+    read_every_ms: Annotated[float, Field(ge=5, le=1000)] = 25.0
+    """The field is read back, and moved on by a step, this often."""
+    initial_mT: float | None = None
+    """Set before the first frame; absent: the field is left as found, and only read."""
+    calibration: Calibration | None = None
+    """From the supply's unit to mT at the sample; needed unless the supply takes mT."""
+
+    _settings: DriverSettings = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _check_driver(self) -> Self:
+        kind = devices.driver("fields", self.driver)
+        try:
+            self._settings = kind.Settings.model_validate(self.model_extra or {})
+        except ValidationError as error:
+            raise SettingsError(_sentence(error, kind.Settings, "field", list(type(self).model_fields))) from None
+        unit = getattr(self._settings, "unit", getattr(kind, "unit", "mT"))
+        if unit != "mT" and self.calibration is None:
+            raise SettingsError(f"field.calibration: this key is missing; it leads from {unit} to mT")
+        return self
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        low, high = self.limit_mT
+        if not low < high:
+            raise ValueError(f"limit_mT is [{low:g}, {high:g}]; allowed: [lowest, highest]")
+        if self.calibration is not None:
+            least, most = self.calibration.range_mT
+            if not least <= low < high <= most:
+                raise ValueError(
+                    f"limit_mT is [{low:g}, {high:g}], but the calibration holds from {least:g} to {most:g} mT; "
+                    "allowed: limits inside it"
+                )
+        if self.safe == "zero" and not low <= 0 <= high:
+            raise ValueError(f"limit_mT is [{low:g}, {high:g}] without zero; allowed: limits with zero, or safe: hold")
+        if self.initial_mT is not None and not low <= self.initial_mT <= high:
+            raise ValueError(f"initial_mT is {self.initial_mT:g}; allowed: {low:g} to {high:g} (limit_mT)")
+        return self
+
+    def open(self) -> FieldSource:
+        """Open the supply, which sets nothing. For the field guard only. Names keys like `CameraSettings.open`."""
+        try:
+            return cast(FieldSource, devices.driver("fields", self.driver)(self._settings))
+        except SettingsError as error:
+            raise SettingsError(f"field.{error}") from error
+
+
 class AnalysisSettings(Section):
     """How frames become masks."""
 
@@ -83,6 +153,10 @@ class MeasureSettings(Section):
     """Smaller objects are ignored."""
     stripe_slenderness: Annotated[float, Field(gt=1)] = 3.0
     """An object of at least this many times the area of the largest disc inside it is a stripe, not a skyrmion."""
+    polarity: Polarity = "auto"
+    """Skyrmions are darker or brighter than the film, all alike: what is found of the other kind is taken out of the
+    mask. `auto` keeps the larger part, `both` keeps all. Say it where you know it: it also quietens a saturated film.
+    """
     pixel_size_um: Annotated[float, Field(gt=0)] | None = None
     """Side of a pixel on the sample, stored with the run."""
 
@@ -150,6 +224,8 @@ class Config(Section):
     """Everything that `skyseg run` needs to know."""
 
     camera: CameraSettings
+    field: FieldSettings | None = None
+    """The magnet; absent: the service has nothing to do with it."""
     analysis: AnalysisSettings = AnalysisSettings()
     measure: MeasureSettings = MeasureSettings()
     stream: StreamSettings = Field(default_factory=StreamSettings)
@@ -298,17 +374,19 @@ def is_loopback(address: str) -> bool:
 
 
 def json_schema() -> str:
-    """The JSON Schema of `Config`, for editors; of the camera's keys, those of each installed driver."""
+    """The JSON Schema of `Config`, for editors; the drivers' keys are those of each installed driver."""
     schema = Config.model_json_schema()
-    cameras = []
-    for name in devices.drivers("cameras"):
-        camera = devices.driver("cameras", name).Settings.model_json_schema()
-        driver = {"const": name, "description": CameraSettings.model_fields["driver"].description}
-        camera["properties"] = {"driver": driver, **camera.get("properties", {})}
-        camera["required"] = ["driver", *camera.get("required", [])]
-        schema["$defs"].update(camera.pop("$defs", {}))
-        cameras.append(camera)
-    schema["$defs"]["CameraSettings"] = {"description": CameraSettings.__doc__, "oneOf": cameras}
+    for kind, section in (("cameras", CameraSettings), ("fields", FieldSettings)):
+        common = schema["$defs"][section.__name__]
+        choices = []
+        for name in devices.drivers(kind):
+            choice = devices.driver(kind, name).Settings.model_json_schema()
+            driver = {**common["properties"], "driver": {**common["properties"]["driver"], "const": name}}
+            choice["properties"] = {**driver, **choice.get("properties", {})}
+            choice["required"] = [*common["required"], *choice.get("required", [])]
+            schema["$defs"].update(choice.pop("$defs", {}))
+            choices.append(choice)
+        schema["$defs"][section.__name__] = {"description": section.__doc__, "oneOf": choices}
     return json.dumps(schema, indent=2) + "\n"
 
 
@@ -338,15 +416,22 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     return {**tree, first: _override(below, f"{'.'.join(rest)}={text}")}
 
 
-def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """The first fault of a validation as one sentence, and how many more there are."""
+def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", common: Sequence[str] = ()) -> str:
+    """The first fault of a validation as one sentence, and how many more there are.
+
+    Args:
+        error: the faults.
+        kind: what was validated.
+        prefix: of the keys, where the settings are part of others.
+        common: keys that those others allow beside the keys of `kind`.
+    """
     faults = error.errors()
     fault = faults[0]
     location = [str(part) for part in fault["loc"]]
     key = ".".join([prefix, *location] if prefix else location)
     value = fault.get("input")
     if fault["type"] == "extra_forbidden":
-        known = _keys(kind, location[:-1])
+        known = [*_keys(kind, location[:-1]), *(common if len(location) == 1 else ())]
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         text = f"{key}: unknown key; {hint}allowed: {', '.join(known)}"
@@ -363,10 +448,12 @@ def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "") -
 
 def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
     for part in location:
-        below = kind.model_fields[part].annotation
-        if not (isinstance(below, type) and issubclass(below, BaseModel)):
+        annotation = kind.model_fields[part].annotation
+        below = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        sections = [one for one in below if issubclass(one, BaseModel)]
+        if not sections:
             return []
-        kind = below
+        kind = sections[0]
     return list(kind.model_fields)
 
 

@@ -10,13 +10,15 @@ and names it in the settings as `camera: {driver: my_camera, ...}`. Every other 
 driver's `Settings`.
 """
 
+import math
 from importlib.metadata import entry_points
+from numbers import Real
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from realtime_skyseg.errors import MissingExtraError, SettingsError
+from realtime_skyseg.errors import FieldError, MissingExtraError, SettingsError
 from realtime_skyseg.records import Frame
 
 
@@ -73,7 +75,8 @@ class Camera(Protocol):
     dtype: np.dtype[Any]
     #: Frames per second that the source aims at; None where it is not known.
     rate_hz: float | None
-    #: Name of the clock behind `Frame.camera_ns`.
+    #: Name of the clock behind `Frame.camera_ns`. It begins with "Unix time" only where it agrees with `time.time_ns()`
+    #: of this computer to better than a frame: then the field is taken at that time, else at the hand-over.
     clock: str
     #: What the run file should say of the source: plain strings and numbers.
     description: dict[str, str | int | float | bool]
@@ -103,19 +106,39 @@ class FieldSource(Protocol):
 
     #: Of `set` and `read`: "V", "A" or "mT".
     unit: str
-    #: Lowest and highest value the device takes, in its unit.
-    range: tuple[float, float]
+    #: Lowest and highest value the device takes, in its unit; None where it can only be read.
+    range: tuple[float, float] | None
     #: What the run file should say of the supply: plain strings and numbers.
     description: dict[str, str | int | float | bool]
 
     def set(self, value: float) -> None:
-        """Set the output; returns when the device has taken it."""
+        """Set the output; returns when the device has taken it, and never blocks for ever."""
 
     def read(self) -> float:
-        """Read the output back: measured where the device can, else the value it was set to."""
+        """Read the output back: measured where the device can, else the value it was set to. Never blocks for ever."""
 
     def close(self) -> None:
         """Release the device; its output stays as it is. Safe to call twice."""
+
+
+def finite_within(value: object, limits: tuple[float, float], what: str, unit: str) -> float:
+    """A value as a float, if it is a finite number within the limits; nothing is clamped.
+
+    Raises:
+        FieldError: names `what`, the value and the limits. Text is refused even where it spells a number.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and limits[0] <= number <= limits[1]):
+        raise FieldError(f"{what}: {value!r} {unit} is refused; allowed: a number from {limits[0]:g} to {limits[1]:g}")
+    return number
+
+
+def missing(name: str, error: ModuleNotFoundError, extra: str) -> MissingExtraError:
+    """The error of a driver whose packages, which an extra of this product installs, are absent."""
+    return MissingExtraError(
+        f"driver '{name}' needs the package '{error.name}', which is not installed: "
+        f"pip install 'realtime_skyseg[{extra}]'"
+    )
 
 
 def drivers(kind: str) -> list[str]:
@@ -132,10 +155,7 @@ def driver(kind: str, name: str) -> Any:
             try:
                 return entry.load()
             except ModuleNotFoundError as error:
-                raise MissingExtraError(
-                    f"driver '{name}' needs the package '{error.name}', which is not installed: "
-                    f"pip install 'realtime_skyseg[{entry.extras[0] if entry.extras else name}]'"
-                ) from error
+                raise missing(name, error, entry.extras[0] if entry.extras else name) from error
     raise SettingsError(
         f"driver: '{name}' is not among the installed {kind}; allowed: {', '.join(drivers(kind)) or 'none'}"
     )

@@ -16,7 +16,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from realtime_skyseg.devices import Camera, CameraEnded
+from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice
 from realtime_skyseg.errors import CameraError, DiskFullError, SkysegError
 from realtime_skyseg.records import Counters, Event, Frame, Result, Skipped
 from realtime_skyseg.segmenter import Segmenter
@@ -99,6 +99,11 @@ class Latency:
         self._bins[min(place, self._BINS - 1)] += 1
         self._longest_ns = max(self._longest_ns, duration_ns)
 
+    def merge(self, other: "Latency") -> None:
+        """Count in the durations of another one."""
+        self._bins += other._bins
+        self._longest_ns = max(self._longest_ns, other._longest_ns)
+
     def percentiles_ms(self) -> dict[str, float | None]:
         """p50, p99, p99_9 and max in ms; None where nothing was measured."""
         n = int(self._bins.sum())
@@ -136,12 +141,14 @@ class Pipeline:
         policy: Literal["latest", "every"],
         analysis_queue: int,
         recorder_queue: int,
+        field_at: Callable[[int], tuple[float, int]] | None = None,
     ) -> None:
         self._camera = camera
         self._segmenter = segmenter
         self._writer = writer
         self._publisher = publisher
         self._policy = policy
+        self._field_at = field_at  # the field in mT read back nearest to a Unix time, and how long before it, in ns
         self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
         self._to_analysis: Channel[Frame] = Channel(analysis_queue, newest_wins=policy == "latest")
         self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event] = Channel(recorder_queue)
@@ -157,6 +164,8 @@ class Pipeline:
         self.counters = Counters()
         self.latency = {stage: Latency() for stage in STAGES}
         self.last: Result | None = None  # for display
+        self.notices: deque[str] = deque(maxlen=100)  # what the camera had to say, for a display to take
+        self.camera_changed = False  # the run ended because its frames have another size or pixel type from now on
         self._threads = [
             threading.Thread(target=self._guard, args=(run, name), name=f"skyseg-{name}")
             for name, run in (("camera", self._read), ("analysis", self._analyse), ("recorder", self._record))
@@ -168,10 +177,14 @@ class Pipeline:
         return self._faults[0] if self._faults else ""
 
     @property
+    def span_s(self) -> float:
+        """Time between the first and the last frame."""
+        return (self._last_ns - self._first_ns) / 1e9
+
+    @property
     def rate_hz(self) -> float:
         """Frames received per second, between the first and the last."""
-        span = self._last_ns - self._first_ns
-        return (self.counters.received - 1) * 1e9 / span if span > 0 else 0.0
+        return (self.counters.received - 1) / self.span_s if self.span_s > 0 else 0.0
 
     def start(self) -> None:
         """Start the threads."""
@@ -205,8 +218,11 @@ class Pipeline:
         Without `wait` an event is left out of the file where the recorder's queue is full: a live camera's thread must
         not stand still.
         """
-        event = Event(time.time_ns(), kind, message, frame)
-        log.info("%s: %s", kind, message)
+        self.note(Event(time.time_ns(), kind, message, frame), wait)
+
+    def note(self, event: Event, wait: bool = True) -> None:
+        """Note an event that has its time already, as `event` does."""
+        log.info("%s: %s", event.kind, event.message)
         self._events.append(event)
         self._to_recorder.put(event, wait)
 
@@ -214,8 +230,14 @@ class Pipeline:
 
     def _read(self) -> None:
         try:
-            while not self._stop.is_set():
-                frame = self._camera.read(_STOP_CHECK_S)
+            while not (self._stop.is_set() or self.camera_changed):
+                try:
+                    frame = self._camera.read(_STOP_CHECK_S)
+                except CameraNotice as notice:
+                    self.camera_changed = isinstance(notice, CameraChanged)
+                    self.notices.append(f"{notice.kind}: {notice}")
+                    self.event(notice.kind, str(notice), wait=self._camera.waits)
+                    continue
                 if frame is not None:
                     self._receive(frame)
         except CameraEnded:
@@ -240,6 +262,9 @@ class Pipeline:
                 f"the camera changed to {_kind(frame.image.shape, frame.image.dtype)} at frame {frame.index}, "
                 f"but the run began with {_kind(self._camera.shape, self._camera.dtype)}; start a new run"
             )
+        if self._field_at:
+            exposed_ns = frame.camera_ns if self._camera.clock.startswith("Unix time") else frame.received_ns
+            frame.field_mT, frame.field_age_ns = self._field_at(exposed_ns)
         waits = self._camera.waits
         if frame.camera_lost:
             self.counters.camera_lost += frame.camera_lost

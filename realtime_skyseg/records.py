@@ -72,13 +72,15 @@ class Frame:
     """One camera image and when it was taken.
 
     `image` belongs to the receiver: a driver never writes to it after handing it over.
-    A driver sets `image`, `number`, `camera_ns` and `field_mT`; the pipeline sets the rest.
+    A driver sets `image`, `number`, `camera_ns` and, without a field guard, `field_mT`; the pipeline sets
+    the rest.
     """
 
     image: Image
     number: int  # the camera's own numbering; a gap is a frame the camera lost
     camera_ns: int = -1  # the camera's time stamp on the clock that `Camera.clock` names; -1: it gives none
-    field_mT: float = float("nan")  # the applied field, where the source of frames knows it
+    field_mT: float = float("nan")  # the applied field, where the source of frames or the field guard knows it
+    field_age_ns: float = float("nan")  # time of exposure minus time of that read-back; NaN: no read-back of ours
     index: int = -1  # position in the run, counted from 0 as received
     camera_lost: int = 0  # frames that the camera lost right before this one, from its numbering
     received_ns: int = 0  # time.time_ns() at the hand-over
@@ -136,6 +138,16 @@ class Counters:
         if self.received != written:
             return f"received {self.received} frames but accounted for {written} in recording"
         return None
+
+    def add(self, other: "Counters") -> None:
+        """Count in what another segment of the run counted."""
+        self.received += other.received
+        self.analysed += other.analysed
+        self.written += other.written
+        self.camera_lost += other.camera_lost
+        for causes, more in ((self.not_analysed, other.not_analysed), (self.not_written, other.not_written)):
+            for cause, count in more.items():
+                causes[cause] = causes.get(cause, 0) + count
 
     def as_dict(self) -> dict[str, Any]:
         """As in the stream, the file and the summary."""

@@ -5,16 +5,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from realtime_skyseg.config import Config
 from realtime_skyseg.devices import Camera
-from realtime_skyseg.errors import ConservationError, RunFileError, StreamError
-from realtime_skyseg.pipeline import Pipeline
-from realtime_skyseg.records import Class
+from realtime_skyseg.errors import ConservationError, FieldError, RunFileError, SkysegError, StreamError
+from realtime_skyseg.field import FieldGuard
+from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
+from realtime_skyseg.records import Class, Counters, Event
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Provenance, RunWriter
 from realtime_skyseg.streaming import Publisher
@@ -26,7 +27,11 @@ Status = Literal["ok", "stopped", "lost", "fault"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run went. The same numbers stand in the file, in the stream's end message and in the exit status."""
+    """How a run went. The same numbers stand in the file, in the stream's end message and in the exit status.
+
+    A run whose camera changed its frames has several run files. Each holds the numbers of its own segment; here they
+    are added up.
+    """
 
     status: Status  # ok: the camera ended; stopped: on request; lost: raw frames are missing; fault: see message
     exit_status: int
@@ -39,7 +44,8 @@ class Summary:
     device: str
     precision: str
     model: str
-    run_file: str
+    run_file: str  # the first, where there are several
+    run_files: list[str]
     lost_messages: int  # of the stream, by at least one slow subscriber
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,15 +62,18 @@ class Service:
 
     Attributes:
         address: of the stream, once the run has begun; empty where nothing is published.
-        run_file: where the run is saved, once it has begun.
+        field: the magnet, once the run has begun; None where the settings have none.
+        run_file: where the run is saved, once it has begun; after a change of the camera's frames, the next file.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.address = ""
         self.run_file = Path()
+        self.field: FieldGuard | None = None
         self._stop = threading.Event()
         self._pipeline: Pipeline | None = None
+        self._field_brought = False
 
     def stop(self) -> None:
         """End the run: what was received is still analysed and written."""
@@ -82,6 +91,7 @@ class Service:
         Raises:
             SettingsError: before anything was recorded: a path, an address, a model or an engine is not usable.
             CameraError: the camera cannot be opened.
+            FieldError: the magnet's supply cannot be opened or read.
         """
         config = self.config
         run_id = uuid.uuid4().hex
@@ -94,14 +104,48 @@ class Service:
                 config.analysis.threads,
                 config.measure.min_area_px,
                 config.measure.stripe_slenderness,
+                config.measure.polarity,
             )
-            engine = segmenter.open(camera.shape)
+            segmenter.open(camera.shape)
+            if config.field:
+                self.field = FieldGuard(config.field)
+                owned.callback(self.field.close)
             publisher = None
             if config.stream.enabled:
                 publisher = Publisher(config.stream, run_id)
                 owned.callback(publisher.close)
                 self.address = publisher.address
-            self.run_file = self._path()
+            self.run_file = first_file = self._path()
+            total = _Total()
+            while True:
+                try:
+                    pipeline, summary = self._segment(run_id, camera, segmenter, publisher, watch, watch_s)
+                except SkysegError as error:
+                    if not total.summaries:
+                        raise
+                    total.faults.append(str(error))
+                    if publisher:
+                        publisher.event(Event(time.time_ns(), "fault", str(error)))
+                    break
+                total.add(pipeline, summary)
+                if not pipeline.camera_changed or self._stop.is_set():
+                    break
+                self.run_file = _next_file(first_file, len(total.summaries) + 1)
+        return total.summary(self._stop.is_set())
+
+    def _segment(
+        self,
+        run_id: str,
+        camera: Camera,
+        segmenter: Segmenter,
+        publisher: Publisher | None,
+        watch: Callable[[Pipeline], None] | None,
+        watch_s: float,
+    ) -> tuple[Pipeline, Summary]:
+        """Frames of one size and type, in one run file: all of the run, unless the camera changes them."""
+        config = self.config
+        with ExitStack() as owned:
+            engine = segmenter.open(camera.shape)
             provenance = self._provenance(run_id, camera, segmenter)
             writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, config.record.flush_s)
             owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
@@ -113,6 +157,7 @@ class Service:
                 config.analysis.policy,
                 config.analysis.lag_frames if config.analysis.policy == "latest" else config.analysis.queue_frames,
                 config.record.queue_frames,
+                self.field.reading_nearest if self.field else None,
             )
             started = time.monotonic()
             faults: list[str] = []
@@ -123,9 +168,23 @@ class Service:
                 except StreamError as error:
                     faults.append(str(error))
                     self._stop.set()
+            try:
+                self._bring_field()
+            except FieldError as error:
+                faults.append(str(error))
+                self._stop.set()
             self._pipeline = pipeline
             if not self._stop.is_set():
                 self._drive(pipeline, watch, watch_s)
+            if self.field:
+                if self._ends_with(pipeline):
+                    self.field.close()
+                for event in self.field.notices():
+                    writer.add_event(event)
+                    if publisher:
+                        publisher.event(event)
+                if self.field.fault:
+                    faults.append(self.field.fault)
             frames = pipeline.counters.as_dict()
             if pipeline.fault:
                 faults.append(pipeline.fault)
@@ -146,12 +205,13 @@ class Service:
                 precision=engine.precision,
                 model=segmenter.model.name,
                 run_file=str(self.run_file),
+                run_files=[str(self.run_file)],
                 lost_messages=publisher.lost_messages if publisher else 0,
             )
             summary = _close(writer, summary)
             if publisher:
                 publisher.end(summary.status, summary.message, summary.frames)
-        return summary
+        return pipeline, summary
 
     def _drive(self, pipeline: Pipeline, watch: Callable[[Pipeline], None] | None, watch_s: float) -> None:
         pipeline.start()
@@ -160,15 +220,46 @@ class Service:
             if self._stop.is_set():
                 pipeline.stop()
             while not pipeline.wait(watch_s):
+                self._note_field(pipeline)
                 if watch and not _show(watch, pipeline):
                     watch = None
         except KeyboardInterrupt:  # where no signal handler calls `stop`, as in a notebook
             self._stop.set()
             watch = None
         finally:
+            if self.field and self._ends_with(pipeline):
+                # At once, not after the analysis of what still waits.
+                with suppress(FieldError):
+                    self.field.safe("the service ends")
+                self._note_field(pipeline)
             pipeline.finish()
         if watch:
             _show(watch, pipeline)
+
+    def _ends_with(self, pipeline: Pipeline) -> bool:
+        """True where no segment follows."""
+        return self._stop.is_set() or not pipeline.camera_changed
+
+    def _bring_field(self) -> None:
+        """Set the initial field, once, and wait until it is there."""
+        settings = self.config.field
+        if self.field is None or settings is None or settings.initial_mT is None or self._field_brought:
+            return
+        self._field_brought = True
+        way_mT = abs(settings.initial_mT - self.field.latest.field_mT)
+        self.field.set_mT(settings.initial_mT)
+        deadline = time.monotonic() + 1.5 * way_mT / settings.slew_mT_per_s + settings.settle_s + 5.0
+        while not self._stop.is_set() and not self.field.wait_settled(0.25):
+            if time.monotonic() > deadline:
+                raise FieldError(
+                    f"field.initial_mT: {settings.initial_mT:g} mT was not reached in time; the field is at "
+                    f"{self.field.latest.field_mT:g} mT"
+                )
+
+    def _note_field(self, pipeline: Pipeline) -> None:
+        for event in self.field.notices() if self.field else ():
+            pipeline.note(event)
+            pipeline.notices.append(f"{event.kind}: {event.message}")
 
     def _wait_for_subscribers(self, publisher: Publisher) -> None:
         wanted, seconds = self.config.stream.wait_for_subscribers, self.config.stream.wait_s
@@ -182,6 +273,7 @@ class Service:
 
     def _provenance(self, run_id: str, camera: Camera, segmenter: Segmenter) -> Provenance:
         record, engine = self.config.record, segmenter.engine
+        calibration = self.config.field.calibration if self.config.field else None
         return Provenance(
             run_id=run_id,
             configuration=self.config.to_yaml(),
@@ -197,6 +289,8 @@ class Service:
             clock=camera.clock,
             camera=camera.description,
             pixel_size_um=self.config.measure.pixel_size_um,
+            supply=self.field.description if self.field else {},
+            calibration=calibration.to_yaml() if calibration else "",
         )
 
     def _header(self, camera: Camera, segmenter: Segmenter) -> dict[str, Any]:
@@ -216,6 +310,58 @@ class Service:
         record = self.config.record
         stamp = time.strftime("%Y-%m-%dT%H%M%S") + f"-{time.time_ns() // 1_000_000 % 1000:03d}"
         return record.folder / f"{record.name.replace('{time}', stamp)}.h5"
+
+
+class _Total:
+    """What the segments of a run add up to."""
+
+    def __init__(self) -> None:
+        self.summaries: list[Summary] = []
+        self.faults: list[str] = []  # that are no segment's
+        self._counters = Counters()
+        self._latency = {stage: Latency() for stage in STAGES}
+        self._span_s = 0.0
+        self._intervals = 0
+        self._started = time.monotonic()
+
+    def add(self, pipeline: Pipeline, summary: Summary) -> None:
+        """Count in a segment."""
+        self.summaries.append(summary)
+        self._counters.add(pipeline.counters)
+        for stage, clock in self._latency.items():
+            clock.merge(pipeline.latency[stage])
+        self._span_s += pipeline.span_s
+        self._intervals += max(0, pipeline.counters.received - 1)
+
+    def summary(self, stopped: bool) -> Summary:
+        """Of the whole run; of one that has one segment, that segment's."""
+        last = self.summaries[-1]
+        if len(self.summaries) == 1 and not self.faults:
+            return last
+        frames = self._counters.as_dict()
+        faults = [summary.message for summary in self.summaries if summary.status == "fault"] + self.faults
+        status, message = _verdict(frames, faults, stopped)
+        return replace(
+            last,
+            status=status,
+            exit_status=0 if status in ("ok", "stopped") else 1,
+            message=message,
+            frames=frames,
+            latency_ms={stage: clock.percentiles_ms() for stage, clock in self._latency.items()},
+            rate_hz=round(self._intervals / self._span_s, 3) if self._span_s > 0 else 0.0,
+            duration_s=round(time.monotonic() - self._started, 3),
+            run_file=self.summaries[0].run_file,
+            run_files=[summary.run_file for summary in self.summaries],
+        )
+
+
+def _next_file(first: Path, number: int) -> Path:
+    """The run file of a later segment; files of other runs are passed over."""
+    while True:
+        path = first.with_name(f"{first.stem}-{number}{first.suffix}")
+        if not (path.exists() or path.with_name(path.name + ".partial").exists()):
+            return path
+        number += 1
 
 
 def _show(watch: Callable[[Pipeline], None], pipeline: Pipeline) -> bool:
@@ -248,6 +394,7 @@ def _close(writer: RunWriter, summary: Summary) -> Summary:
             "exit_status": 1,
             "message": message,
             "run_file": str(writer.partial),
+            "run_files": [str(writer.partial)],
         }
         return Summary(**values)
     return summary

@@ -29,7 +29,9 @@ class RunDisplay:
         self._next_line = 0.0
 
     def __call__(self, pipeline: Pipeline) -> None:
-        """Show the state of now."""
+        """Show what the camera had to say, and the state of now."""
+        while pipeline.notices:
+            self._console.print(pipeline.notices.popleft(), soft_wrap=True)
         if self._live:
             self._live.update(_state_table(pipeline), refresh=True)
         elif time.monotonic() >= self._next_line:
@@ -63,7 +65,7 @@ def show_summary(console: Console, summary: Summary) -> None:
         table.add_row("lost by the camera", str(frames["camera_lost"]))
     table.add_row("rate", f"{summary.rate_hz:.1f} frames/s for {summary.duration_s:.1f} s")
     table.add_row("engine", f"{summary.engine} ({summary.precision}) on {summary.device}, model {summary.model}")
-    table.add_row("run file", summary.run_file)
+    table.add_row("run file", "\n".join(summary.run_files))
     console.print(table)
     console.print(_latency_table(summary.latency_ms))
     if summary.message:

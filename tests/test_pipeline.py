@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_run_file import ORIGIN
 
 from realtime_skyseg.config import StreamSettings
-from realtime_skyseg.devices import Camera, CameraEnded, DriverSettings
+from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice, DriverSettings
 from realtime_skyseg.errors import CameraError
 from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
 from realtime_skyseg.records import Frame, Skipped
@@ -159,6 +159,35 @@ def test_an_analysis_that_breaks_off_leaves_the_recording_whole(drive: Callable[
     assert pipeline.counters.not_analysed == {"failed": 20}
     assert run.table["skipped"].tolist() == [Skipped.FAILED] * 20
     assert "fault" in [event["kind"] for event in run.events]
+
+
+def test_what_a_camera_says_is_an_event_and_the_run_goes_on(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    def away() -> Iterator[Frame | Exception]:
+        yield from frames(3)
+        yield CameraNotice("camera_gone", "the cable was pulled")
+        yield CameraNotice("camera_back", "the cable is back")
+        yield from frames(6, numbers=lambda k: k + 3)
+
+    pipeline, run = drive(ListCamera(away(), waits=True))
+    assert (pipeline.fault, pipeline.camera_changed) == ("", False)
+    assert pipeline.counters.written == 9
+    assert [(event["kind"], event["message"]) for event in run.events] == [
+        ("camera_gone", "the cable was pulled"),
+        ("camera_back", "the cable is back"),
+    ]
+    assert list(pipeline.notices) == ["camera_gone: the cable was pulled", "camera_back: the cable is back"]
+
+
+def test_a_camera_that_says_it_changes_ends_the_run_well(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    def changing() -> Iterator[Frame | Exception]:
+        yield from frames(4)
+        yield CameraChanged("camera_changed", "another size")
+        pytest.fail("read after the change")
+
+    pipeline, run = drive(ListCamera(changing(), waits=True))
+    assert (pipeline.fault, pipeline.camera_changed) == ("", True)
+    assert pipeline.counters.received == pipeline.counters.written == pipeline.counters.analysed == 4
+    assert [event["kind"] for event in run.events] == ["camera_changed"]
 
 
 CHANGES = [

@@ -7,7 +7,7 @@
   /frames               NXcollection one value per frame and name: FRAME_COLUMNS, RESULT_COLUMNS
   /objects              table        one row per object: frame and the columns of `records.OBJECT_DTYPE`
   /events               table        time_ns, frame, kind, message
-  /sample               NXsample     name; magnetic_field: NXlog
+  /sample               NXsample     name; magnetic_field: NXlog, with the supply and the calibration where there are
   /user                 NXuser       name
   /configuration        NXnote       the full settings as YAML
   /provenance           NXcollection versions, git commit, host, clocks, camera
@@ -45,6 +45,12 @@ FRAME_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
     "written_ns": ("i8", 0, "ns", "raw frame handed to HDF5, Unix time"),
     "time_s": ("f8", np.nan, "s", "time since the start of the run (hand-over by the camera)"),
     "field_mT": ("f8", np.nan, "mT", "applied field, where known"),
+    "field_age_ns": (
+        "f8",
+        np.nan,
+        "ns",
+        "time of exposure (camera_ns on Unix time, else received_ns) minus time of the field's read-back; NaN: none",
+    ),
 }
 
 #: Known when a frame was analysed, or will not be.
@@ -56,6 +62,9 @@ RESULT_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
     "segmented_ns": ("i8", 0, "ns", "measurement ready, Unix time"),
     "published_ns": ("i8", 0, "ns", "handed to the stream, Unix time; 0: not published"),
 }
+
+#: Columns that the first run files of version 0.1 lack.
+LATER_COLUMNS = ("field_age_ns",)
 
 ROW_DTYPE = np.dtype([("frame", "<u8"), *((name, OBJECT_DTYPE[name]) for name in OBJECT_DTYPE.names or ())])
 EVENT_DTYPE = np.dtype([("time_ns", "<i8"), ("frame", "<i8"), ("kind", "S32"), ("message", "S1000")])

@@ -30,8 +30,11 @@ class Run:
         try:
             self.raw: h5py.Dataset = self._file[layout.RAW]
             self.mask: h5py.Dataset = self._file[layout.MASK]
+            frames = self._file[layout.FRAMES]
             self._columns = {
-                name: self._file[layout.FRAMES][name] for name in layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+                name: frames[name]
+                for name in layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+                if name in frames or name not in layout.LATER_COLUMNS
             }
         except KeyError as error:
             self.close()
@@ -49,7 +52,7 @@ class Run:
         kinds = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
         table = np.empty(n, [(name, np.dtype(kind)) for name, (kind, _, _, _) in kinds.items()])
         for name, (_, fill, _, _) in kinds.items():
-            values = self._columns[name][:n]
+            values = self._columns[name][:n] if name in self._columns else []
             table[name][: len(values)] = values
             table[name][len(values) :] = fill
         return table

@@ -49,6 +49,8 @@ class Provenance:
     clock: str = ""
     camera: dict[str, str | int | float | bool] = field(default_factory=dict)
     pixel_size_um: float | None = None
+    supply: dict[str, str | int | float | bool] = field(default_factory=dict)  # of the magnet
+    calibration: str = ""  # of the magnet, YAML
 
 
 class RunWriter:
@@ -132,6 +134,7 @@ class RunWriter:
             written_ns=time.time_ns(),
             time_s=(frame.received_ns - self._start_ns) / 1e9,
             field_mT=frame.field_mT,
+            field_age_ns=frame.field_age_ns,
         )
 
     def add_result(self, result: Result) -> None:
@@ -261,6 +264,14 @@ class RunWriter:
         _text(sample, "name", provenance.sample or "unnamed")
         log = _group(sample, "magnetic_field", "NXlog")
         log["value"], log["time"] = frames["field_mT"], frames["time_s"]
+        if provenance.supply:
+            supply = _group(log, "supply", "NXcollection")
+            for name, value in provenance.supply.items():
+                _text(supply, name, value) if isinstance(value, str) else supply.create_dataset(name, data=value)
+        if provenance.calibration:
+            note = _group(log, "calibration", "NXnote")
+            _text(note, "type", "application/yaml")
+            _text(note, "data", provenance.calibration)
         user = _group(entry, "user", "NXuser")
         _text(user, "name", provenance.operator or "unnamed")
 

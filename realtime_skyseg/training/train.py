@@ -200,8 +200,10 @@ class Training:
 
     def _record(self) -> dict[str, Any]:
         progress = self._progress
+        here = {"images", "labels", "table", "out", "threads"}  # matter on this machine only
+        fixed = {"unshuffle", "filters", "depth"} if self.settings.start_from else set()
         return {
-            "settings": self.settings.model_dump(mode="json", exclude={"images", "labels", "table", "out"}),
+            "settings": self.settings.model_dump(mode="json", exclude=here | fixed),
             "images": len(self.training),
             "validation_images": len(self.validation),
             "best_step": progress.best_step,
