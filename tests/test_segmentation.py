@@ -93,8 +93,20 @@ def test_the_default_model_is_shipped() -> None:
     assert len(model.sha256) == 64
 
 
+def test_the_live_model_is_small() -> None:
+    """At most 5 GFLOP per frame, and all weights of the package at most 12 MB."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = load_model("compact").load_network()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, 512, 672))
+    assert counter.get_total_flops() <= 5e9
+    assert sum(load_model(name).path.stat().st_size for name in shipped_models()) <= 12e6
+
+
 def test_unknown_model() -> None:
-    with pytest.raises(SettingsError, match=r"'resnet' is neither a shipped model nor a file; allowed: compact"):
+    with pytest.raises(SettingsError, match=r"'resnet' is neither a shipped model nor a file; allowed: accurate, compact"):
         load_model("resnet")
 
 
