@@ -106,7 +106,9 @@ def test_the_live_model_is_small() -> None:
 
 
 def test_unknown_model() -> None:
-    with pytest.raises(SettingsError, match=r"'resnet' is neither a shipped model nor a file; allowed: accurate, compact"):
+    with pytest.raises(
+        SettingsError, match=r"'resnet' is neither a shipped model nor a file; allowed: accurate, compact"
+    ):
         load_model("resnet")
 
 
