@@ -63,10 +63,10 @@ def main() -> None:
               f"{found['recall']:.3f}; ECE {plain[name][0].sureness()['ece']:.3f}\n")  # type: ignore[index] # fmt: skip
     print("| image | labelled | " + " | ".join(f"{name}: found, IoU, object F1" for name in options.models) + " |")
     print("| --- " * (len(options.models) + 2) + "|")
-    for index, pair in enumerate(pairs):
+    per_image = [scores.as_dict()["per_image"] for scores, _ in plain.values()]
+    for pair, *rows_of_models in zip(pairs, *per_image, strict=True):
         cells = []
-        for scores, _ in plain.values():
-            row = scores.as_dict()["per_image"][index]
+        for row in rows_of_models:
             cells.append(f"{row['found']}, {row['skyrmion_iou']:.2f}, {row['object_f1']:.2f}")
         print(f"| {pair.name.removesuffix('.png')} | {row['labelled']} | " + " | ".join(cells) + " |")
     if options.pictures:

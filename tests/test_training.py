@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from test_guests import SMALL, KerasModel
 
 import realtime_skyseg as sky
 from realtime_skyseg.cli import main
@@ -18,6 +19,7 @@ from realtime_skyseg.config import TrainingSettings, load_training
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model
+from realtime_skyseg.segmentation.keras_file import import_keras
 from realtime_skyseg.segmentation.model import NetworkShape
 from realtime_skyseg.training.augment import Sampler, pixel_weights
 from realtime_skyseg.training.evaluate import Scores, changed, score_image
@@ -270,6 +272,16 @@ def test_fine_tuning_and_teachers(trained: tuple[Path, Path], tmp_path: Path) ->
     assert mine.shape == load_model(str(path)).shape
     assert (mine.training["images"], mine.training["validation_images"]) == (5, 1)
     assert main(["train", str(tmp_path / "train.yaml"), "--set", "filters=8"]) == 2
+    # A guest has three classes, and sees grey values in another scaling.
+    import_keras(KerasModel(2, 1, 3, 2).save(tmp_path / "lab.keras"), SMALL, tmp_path / "lab.safetensors")
+    for key, value in (("start_from", "lab.safetensors"), ("teachers", "[lab.safetensors]")):
+        with pytest.raises(SettingsError, match=rf"{key}: .*lab\.safetensors' has 3 classes"):
+            Training(
+                load_training(
+                    tmp_path / "train.yaml",
+                    [f"{key}={value.replace('lab', str(tmp_path / 'lab'))}", "out=x.safetensors"],
+                )
+            )
 
 
 @pytest.mark.gpu

@@ -62,9 +62,9 @@ class Training:
         torch.manual_seed(settings.seed)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.training, self.validation = split(settings)
-        self._teachers = [self._ready(load_model(name).load_network()) for name in settings.teachers]
+        self._teachers = [self._ready(_network_of("teachers", name)) for name in settings.teachers]
         if settings.start_from:
-            network = load_model(settings.start_from).load_network().train()
+            network = _network_of("start_from", settings.start_from).train()
         else:
             network = UNet(NetworkShape(settings.unshuffle, settings.filters, settings.depth))
         self._network = self._ready(network)
@@ -249,6 +249,17 @@ def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[Labelle
             f"images: all {len(sources)} sources are to score on; at least one must be left to learn from"
         )
     return training, [pair for pair in pairs if pair.source in chosen]
+
+
+def _network_of(key: str, name: str) -> UNet:
+    """A model's network; guests, which have other classes and another scaling of the input, are refused."""
+    model = load_model(name)
+    if model.scaling != "percentiles" or model.shape.classes != len(Class):
+        raise SettingsError(
+            f"{key}: '{name}' has {model.shape.classes} classes and the input scaling '{model.scaling}'; allowed: "
+            f"models of {len(Class)} classes with the scaling 'percentiles'"
+        )
+    return model.load_network()
 
 
 def segment_with(network: UNet) -> Callable[[Image], Mask]:
