@@ -189,6 +189,12 @@ def another_network(path: Path) -> None:
     keras.save(path)
 
 
+def an_activation_of_its_own(path: Path) -> None:
+    keras = KerasModel(2, 1, 3, 2)
+    keras.layers[1][1]["activation"] = "relu"
+    keras.save(path)
+
+
 def weights_of_another_size(path: Path) -> None:
     keras = KerasModel(2, 1, 3, 2)
     kind, values, arrays = keras.layers[1]
@@ -200,6 +206,7 @@ BROKEN = [
     (not_a_zip, "cannot be read as a .keras file"),
     (no_weights, "cannot be read as a .keras file"),
     (another_network, "some_LayerNormalization_5 is LayerNormalization, where a Skyrmion U-Net of depth 1 has BatchN"),
+    (an_activation_of_its_own, "some_Conv2D_1 is Conv2D 2 x 3, activation relu, where a Skyrmion U-Net of depth 1 has"),
     (weights_of_another_size, "its weights do not fit its layers"),
 ]
 

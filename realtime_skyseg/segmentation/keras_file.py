@@ -169,8 +169,27 @@ def _expected(shape: NetworkShape) -> list[str]:
 
 def _described(layer: _Layer) -> str:
     if layer.kind in ("Conv2D", "Conv2DTranspose"):
-        return f"{layer.kind} {layer.config['filters']} x {layer.config['kernel_size'][0]}"
+        return f"{layer.kind} {layer.config['filters']} x {layer.config['kernel_size'][0]}{_unusual(layer)}"
     return _activation(layer) or layer.kind
+
+
+def _unusual(layer: _Layer) -> str:
+    """What a convolution does beyond what its number of filters says; it would be lost without a word."""
+    stride = 1 if layer.kind == "Conv2D" else 2
+    usual = {
+        "strides": [stride, stride],
+        "padding": "same",
+        "dilation_rate": [1, 1],
+        "groups": 1,
+        "activation": "linear",
+    }
+    # The decision is the same before and after a softmax.
+    last = layer.config["kernel_size"][0] == 1 and layer.config.get("activation") == "softmax"
+    return "".join(
+        f", {key} {layer.config[key]}"
+        for key, value in usual.items()
+        if layer.config.get(key, value) != value and not (last and key == "activation")
+    )
 
 
 def _activation(layer: _Layer) -> str | None:
