@@ -1,7 +1,6 @@
-"""A field that a person sets by hand and types into a file: the field driver `manual`."""
+"""A field that a person sets by hand and enters over the control socket: the field driver `manual`."""
 
 import math
-from pathlib import Path
 from typing import ClassVar
 
 from realtime_skyseg.devices import DriverSettings
@@ -9,16 +8,13 @@ from realtime_skyseg.errors import FieldError
 
 
 class ManualSettings(DriverSettings):
-    """Settings of the driver `manual`."""
-
-    file: Path = Path("field_mT.txt")
-    """A text file that holds the field in mT and nothing else, as `echo 12.5 > field_mT.txt` writes it."""
+    """Settings of the driver `manual`: none of its own."""
 
 
 class ManualField:
-    """Reads the field from a text file, as a `realtime_skyseg.devices.FieldSource` that can only be read.
+    """Keeps the field that was entered last, as a `realtime_skyseg.devices.FieldSource` that can only be read.
 
-    While there is no such file the field is unknown (NaN).
+    Until the first one the field is unknown (NaN).
     """
 
     Settings: ClassVar[type[DriverSettings]] = ManualSettings
@@ -26,31 +22,20 @@ class ManualField:
     range = None
 
     def __init__(self, settings: ManualSettings) -> None:
-        self._file = settings.file
-        self._last = math.nan
-        self.description: dict[str, str | int | float | bool] = {"file": str(settings.file)}
+        self._entered_mT = math.nan
+        self.description: dict[str, str | int | float | bool] = {"kind": "set by hand and entered"}
+
+    def enter(self, value: float) -> None:
+        """The person has set this field, in mT."""
+        self._entered_mT = value
 
     def set(self, value: float) -> None:
         """Refuse: nobody but the person can set the field."""
         raise FieldError(f"{value:g} mT is refused; allowed: nothing, because this field is set by hand")
 
     def read(self) -> float:
-        """The number in the file; the last one, while it is being written. Raises `FieldError` for anything else."""
-        try:
-            text = self._file.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return math.nan
-        except (OSError, UnicodeDecodeError) as error:
-            raise FieldError(f"{self._file} cannot be read: {error}") from error
-        if text:
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.nan
-            if not math.isfinite(value):
-                raise FieldError(f"{self._file} holds {text[:40]!r}; allowed: the field in mT as a number") from None
-            self._last = value
-        return self._last
+        """The field in mT that was entered last; NaN before."""
+        return self._entered_mT
 
     def close(self) -> None:
         """Nothing to release."""

@@ -4,6 +4,7 @@
 >>> segmentation = sky.Segmenter.load("compact")(image)      # doctest: +SKIP
 >>> run = sky.open_run("runs/my-run.h5")                     # doctest: +SKIP
 >>> stream = sky.Subscriber("tcp://127.0.0.1:5555")          # doctest: +SKIP
+>>> service = sky.Control("tcp://127.0.0.1:5556")            # doctest: +SKIP
 >>> sky.Service(sky.load_config("run.yaml")).run()           # doctest: +SKIP
 """
 
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from realtime_skyseg.segmenter import Segmenter
     from realtime_skyseg.service import Service
     from realtime_skyseg.storage import open_run
-    from realtime_skyseg.streaming import Subscriber
+    from realtime_skyseg.streaming import Control, Subscriber
 
-__all__ = ["Segmenter", "Service", "Subscriber", "load_config", "open_run"]
+__all__ = ["Control", "Segmenter", "Service", "Subscriber", "load_config", "open_run"]
 
 _PLACES = {
+    "Control": "realtime_skyseg.streaming",
     "Segmenter": "realtime_skyseg.segmenter",
     "Service": "realtime_skyseg.service",
     "Subscriber": "realtime_skyseg.streaming",

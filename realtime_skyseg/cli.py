@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--once", action="store_true", help="leave at the end of the run")
     command.set_defaults(command=_watch)
 
+    command = commands.add_parser("tell", help="ask something of a running service over its control socket")
+    command.add_argument("do", help="status, stop, mark, set_field, enter_field, safe_field, demagnetise, pulse, "
+                         "take_background")  # fmt: skip
+    command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="for example field_mT=12.5")
+    command.add_argument("--address", help="of the control socket; default: tcp://127.0.0.1:5556")
+    command.set_defaults(command=_tell)
+
     command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
     command.add_argument("--hardware", action="store_true", help="open and read every device too; sets nothing")
@@ -159,6 +166,26 @@ def _watch(options: argparse.Namespace) -> int:
 
     with Subscriber(options.address or DEFAULT_ADDRESS) as subscriber:
         terminal.show_stream(terminal.console(), subscriber, options.once)
+    return 0
+
+
+def _tell(options: argparse.Namespace) -> int:
+    import yaml
+
+    from realtime_skyseg.config import DEFAULT_CONTROL_ADDRESS
+    from realtime_skyseg.streaming import Control
+
+    values = {}
+    for pair in options.values:
+        key, equals, text = pair.partition("=")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            raise SettingsError(f"'{pair}': allowed: KEY=VALUE, for example field_mT=12.5")
+    with Control(options.address or DEFAULT_CONTROL_ADDRESS) as service:
+        print(json.dumps(service.ask(options.do, **values), indent=1))
     return 0
 
 

@@ -23,6 +23,9 @@ from realtime_skyseg.errors import SettingsError
 #: Where the stream is, unless the settings say otherwise.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 
+#: Where the control socket is, unless the settings say otherwise.
+DEFAULT_CONTROL_ADDRESS = "tcp://127.0.0.1:5556"
+
 EngineChoice = Literal["auto", "torch", "openvino"]
 
 Polarity = Literal["auto", "dark", "bright", "both"]
@@ -83,6 +86,10 @@ class FieldSettings(Section):
     """The safe state begins this long after the last sign of life of a service that hangs."""
     read_every_ms: Annotated[float, Field(ge=5, le=1000)] = 25.0
     """The field is read back, and moved on by a step, this often."""
+    pulse_limit_mT: tuple[float, float] | None = None
+    """Lowest and highest in-plane field of a pulse, where the supply can give pulses; absent: none is given."""
+    pulse_limit_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Longest pulse."""
     initial_mT: float | None = None
     """Set before the first frame; absent: the field is left as found, and only read."""
     calibration: Calibration | None = None
@@ -114,6 +121,9 @@ class FieldSettings(Section):
                     f"limit_mT is [{low:g}, {high:g}], but the calibration holds from {least:g} to {most:g} mT; "
                     "allowed: limits inside it"
                 )
+        if self.pulse_limit_mT is not None and not self.pulse_limit_mT[0] < self.pulse_limit_mT[1]:
+            least, most = self.pulse_limit_mT
+            raise ValueError(f"pulse_limit_mT is [{least:g}, {most:g}]; allowed: [lowest, highest]")
         if self.safe == "zero" and not low <= 0 <= high:
             raise ValueError(f"limit_mT is [{low:g}, {high:g}] without zero; allowed: limits with zero, or safe: hold")
         if self.initial_mT is not None and not low <= self.initial_mT <= high:
@@ -182,14 +192,7 @@ class StreamSettings(Section):
     @field_validator("address")
     @classmethod
     def _check_address(cls, address: str) -> str:
-        parts = urlsplit(address)
-        try:
-            port = parts.port
-        except ValueError:
-            port = None
-        if parts.scheme != "tcp" or not parts.hostname or port is None:
-            raise ValueError("should be tcp://HOST:PORT, for example tcp://127.0.0.1:5555")
-        return address
+        return _address(address)
 
     @model_validator(mode="after")
     def _check_open(self) -> Self:
@@ -199,6 +202,22 @@ class StreamSettings(Section):
                 "allowed: tcp://127.0.0.1:PORT, or set insecure: true"
             )
         return self
+
+
+class ControlSettings(Section):
+    """The socket that takes requests: `skyseg tell`, `sky.Control`."""
+
+    enabled: bool | None = None
+    """False: no requests are taken; absent: as `stream.enabled`."""
+    address: str | None = None
+    """Where to bind; absent: the stream's address, one port higher (port 0: a free one). Only this machine."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None and not is_loopback(_address(address)):
+            raise ValueError("can be reached from other machines; allowed: tcp://127.0.0.1:PORT")
+        return address
 
 
 class RecordSettings(Section):
@@ -229,7 +248,19 @@ class Config(Section):
     analysis: AnalysisSettings = AnalysisSettings()
     measure: MeasureSettings = MeasureSettings()
     stream: StreamSettings = Field(default_factory=StreamSettings)
+    control: ControlSettings = ControlSettings()
     record: RecordSettings = RecordSettings()
+
+    @property
+    def control_address(self) -> str | None:
+        """Where the control socket is bound; None: nowhere."""
+        wanted = self.stream.enabled if self.control.enabled is None else self.control.enabled
+        if not wanted:
+            return None
+        if self.control.address is not None:
+            return self.control.address
+        port = urlsplit(self.stream.address).port or 0
+        return f"tcp://127.0.0.1:{port + 1 if port else 0}"
 
     def to_yaml(self) -> str:
         """The full settings as YAML that `load_config` reads back."""
@@ -360,6 +391,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SettingsError(f"settings file '{path}' holds {type(tree).__name__}; allowed: a mapping of keys to values")
     return tree
+
+
+def _address(address: str) -> str:
+    parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "tcp" or not parts.hostname or port is None:
+        raise ValueError("should be tcp://HOST:PORT, for example tcp://127.0.0.1:5555")
+    return address
 
 
 def is_loopback(address: str) -> bool:

@@ -121,6 +121,25 @@ class FieldSource(Protocol):
         """Release the device; its output stays as it is. Safe to call twice."""
 
 
+@runtime_checkable
+class EnteredField(Protocol):
+    """A field source whose value a person enters, beside the methods of `FieldSource`."""
+
+    def enter(self, value: float) -> None:
+        """Take a value in the source's unit as the field of now."""
+
+
+@runtime_checkable
+class PulseSource(Protocol):
+    """A field source that can give in-plane pulses too, beside the methods of `FieldSource`."""
+
+    #: Lowest and highest in-plane field it can give.
+    pulse_limit_mT: tuple[float, float]
+
+    def pulse(self, in_plane_mT: float, seconds: float) -> None:
+        """Begin a pulse, which ends by itself after `seconds`, even where this process dies; returns at once."""
+
+
 def finite_within(value: object, limits: tuple[float, float], what: str, unit: str) -> float:
     """A value as a float, if it is a finite number within the limits; nothing is clamped.
 

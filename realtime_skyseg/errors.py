@@ -12,6 +12,7 @@
     ├── RunFileError            1  a run file cannot be written or read
     │   └── DiskFullError       1  no frame fits any more; what is open can still be finished
     ├── StreamError             1  the stream cannot be opened, or a message is malformed
+    ├── ControlError            1  a request to the control socket is malformed or refused, or was not answered
     └── ConservationError       1  the counters of a run do not balance
 
 A message is one sentence that names the key or file, the value, and what is allowed.
@@ -68,6 +69,10 @@ class DiskFullError(RunFileError):
 
 class StreamError(SkysegError):
     """The stream cannot be bound or joined, or a message does not follow `skyseg-1`."""
+
+
+class ControlError(SkysegError):
+    """A request to a running service is malformed, refused, or was not answered."""
 
 
 class ConservationError(SkysegError):

@@ -1,6 +1,7 @@
 """One run from its settings: camera, engine, stream and file put together, and the summary at the end."""
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -12,13 +13,13 @@ from typing import Any, Literal
 
 from realtime_skyseg.config import Config
 from realtime_skyseg.devices import Camera
-from realtime_skyseg.errors import ConservationError, FieldError, RunFileError, SkysegError, StreamError
+from realtime_skyseg.errors import ConservationError, ControlError, FieldError, RunFileError, SkysegError, StreamError
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
 from realtime_skyseg.records import Class, Counters, Event
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Provenance, RunWriter
-from realtime_skyseg.streaming import Publisher
+from realtime_skyseg.streaming import ControlServer, Publisher, control
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Service:
 
     Attributes:
         address: of the stream, once the run has begun; empty where nothing is published.
+        control_address: of the control socket, once the run has begun; empty where there is none.
         field: the magnet, once the run has begun; None where the settings have none.
         run_file: where the run is saved, once it has begun; after a change of the camera's frames, the next file.
     """
@@ -69,11 +71,13 @@ class Service:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.address = ""
+        self.control_address = ""
         self.run_file = Path()
         self.field: FieldGuard | None = None
         self._stop = threading.Event()
         self._pipeline: Pipeline | None = None
         self._field_brought = False
+        self._run_id = ""
 
     def stop(self) -> None:
         """End the run: what was received is still analysed and written."""
@@ -94,7 +98,7 @@ class Service:
             FieldError: the magnet's supply cannot be opened or read.
         """
         config = self.config
-        run_id = uuid.uuid4().hex
+        self._run_id = run_id = uuid.uuid4().hex
         with ExitStack() as owned:
             camera = config.camera.open()
             owned.callback(camera.close)
@@ -115,6 +119,10 @@ class Service:
                 publisher = Publisher(config.stream, run_id)
                 owned.callback(publisher.close)
                 self.address = publisher.address
+            if config.control_address:
+                server = ControlServer(config.control_address, self._answer)
+                owned.callback(server.close)
+                self.control_address = server.address
             self.run_file = first_file = self._path()
             total = _Total()
             while True:
@@ -261,6 +269,57 @@ class Service:
             pipeline.note(event)
             pipeline.notices.append(f"{event.kind}: {event.message}")
 
+    def _answer(self, request: control.Request) -> dict[str, Any]:
+        """Carry out a request of the control socket, in its thread."""
+        match request:
+            case control.Status():
+                return {"status": self._status()}
+            case control.Stop():
+                self.stop()
+            case control.Mark():
+                if self._pipeline is None:
+                    raise ControlError("mark: the run has not begun yet; allowed: once frames come")
+                self._pipeline.event("mark", request.message, wait=False)
+            case control.SetField():
+                self._magnet().set_mT(request.field_mT)
+            case control.EnterField():
+                self._magnet().enter_mT(request.field_mT)
+            case control.SafeField():
+                self._magnet().safe("a request on the control socket")
+            case control.Demagnetise():
+                self._magnet().demagnetise(request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
+            case control.Pulse():
+                self._magnet().pulse(request.in_plane_mT, request.seconds)
+            case control.TakeBackground():
+                raise ControlError("take_background: these settings prepare no images; allowed: with a section prepare")
+        return {}
+
+    def _magnet(self) -> FieldGuard:
+        if self.field is None:
+            raise ControlError("these settings have no magnet; allowed: requests about it with a section field")
+        return self.field
+
+    def _status(self) -> dict[str, Any]:
+        """What the answer to `status` holds; None where something is not known."""
+        pipeline, reading = self._pipeline, self.field.latest if self.field else None
+        last = pipeline.last if pipeline else None
+        return {
+            "run": self._run_id,
+            "run_file": str(self.run_file),
+            "stream": self.address,
+            "time_ns": time.time_ns(),
+            "stopping": self._stop.is_set(),
+            "fault": (pipeline.fault if pipeline else "") or (self.field.fault if self.field else ""),
+            "frames": pipeline.counters.as_dict() if pipeline else Counters().as_dict(),
+            "rate_hz": round(pipeline.rate_hz, 3) if pipeline else 0.0,
+            "frame": last.frame.index if last else None,
+            "count": last.segmentation.count if last else None,
+            "stripes": last.segmentation.stripes if last else None,
+            "field_mT": _finite(reading.field_mT) if reading else None,
+            "field_set_mT": reading.set_mT if reading else None,
+            "field_settled": reading.settled if reading else None,
+        }
+
     def _wait_for_subscribers(self, publisher: Publisher) -> None:
         wanted, seconds = self.config.stream.wait_for_subscribers, self.config.stream.wait_s
         deadline = time.monotonic() + seconds
@@ -304,6 +363,7 @@ class Service:
             "started_ns": time.time_ns(),
             "clock": camera.clock,
             "pixel_size_um": self.config.measure.pixel_size_um,
+            "control": self.control_address,
         }
 
     def _path(self) -> Path:
@@ -353,6 +413,10 @@ class _Total:
             run_file=self.summaries[0].run_file,
             run_files=[summary.run_file for summary in self.summaries],
         )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _next_file(first: Path, number: int) -> Path:

@@ -416,18 +416,74 @@ def test_descriptions_of_supplies_are_checked(kepco: dict[str, Any], tmp_path: P
         assert sentence in str(caught.value)
 
 
-def test_a_field_set_by_hand(tmp_path: Path) -> None:
-    file = tmp_path / "field.txt"
-    base = {"driver": "manual", "file": str(file), "limit_mT": [-80, 80], "slew_mT_per_s": 1, "tolerance_mT": 1}
-    with FieldGuard(FieldSettings.model_validate(base | {"read_every_ms": 5})) as field:
+def test_a_field_set_by_hand() -> None:
+    base = {"driver": "manual", "limit_mT": [-80, 80], "slew_mT_per_s": 1, "tolerance_mT": 1, "read_every_ms": 5}
+    with FieldGuard(FieldSettings.model_validate(base)) as field:
         assert math.isnan(field.latest.field_mT)
-        file.write_text("12.5\n")
+        field.enter_mT(12.5)
         within(2, lambda: field.latest.field_mT == 12.5)
         with pytest.raises(FieldError, match="can only be read"):
             field.set_mT(1)
-        file.write_text("lots")
-        within(2, lambda: "holds 'lots'; allowed: the field in mT as a number" in field.fault)
-    assert file.read_text() == "lots"
+        for wrong in (81.0, math.nan, "12"):
+            with pytest.raises(FieldError, match=r"the field entered: .* is refused; allowed: a number from -80 to 80"):
+                field.enter_mT(wrong)  # type: ignore[arg-type]
+        assert (field.latest.field_mT, field.fault) == (12.5, "")
+
+
+PULSE_SUPPLY = """
+from pathlib import Path
+from realtime_skyseg.devices import DriverSettings
+
+class Settings(DriverSettings):
+    log: Path
+
+class PulseSupply:
+    Settings = Settings
+    unit = "mT"
+    range = (-100.0, 100.0)
+    pulse_limit_mT = (-40.0, 40.0)
+
+    def __init__(self, settings):
+        self._log, self._value, self.description = settings.log, 0.0, {}
+
+    def set(self, value):
+        self._value = value
+
+    def read(self):
+        return self._value
+
+    def pulse(self, in_plane_mT, seconds):
+        self._log.write_text(f"{in_plane_mT} {seconds}")
+
+    def close(self):
+        pass
+"""
+
+
+def test_in_plane_pulses(tmp_path: Path, supply: Supply) -> None:
+    lab = tmp_path / "lab"
+    (lab / "pulse_supply.py").write_text(PULSE_SUPPLY)
+    with (lab / "lab-1.dist-info" / "entry_points.txt").open("a") as points:
+        points.write("pulse_supply = pulse_supply:PulseSupply\n")
+    log = tmp_path / "pulses"
+    base = {"driver": "pulse_supply", "log": str(log), "limit_mT": [-80, 80], "slew_mT_per_s": 100, "tolerance_mT": 1}
+    with FieldGuard(FieldSettings.model_validate(base | {"pulse_limit_mT": [-50, 50]})) as field:
+        for wrong, seconds, sentence in (
+            (51, 0.1, "the pulse: 51.0 mT is refused; allowed: a number from -50 to 50"),
+            (45, 0.1, "the pulse, by the supply,: 45.0 mT is refused; allowed: a number from -40 to 40"),
+            (30, 0.6, "the length of the pulse: 0.6 s is refused; allowed: a number from 0 to 0.5"),
+            (math.nan, 0.1, "the pulse: nan mT is refused"),
+        ):
+            with pytest.raises(FieldError) as caught:
+                field.pulse(wrong, seconds)
+            assert str(caught.value).startswith(sentence)
+        assert not log.exists()
+        field.pulse(-30, 0.25)
+        assert log.read_text() == "-30.0 0.25"
+    with FieldGuard(FieldSettings.model_validate(base)) as field, pytest.raises(FieldError, match="pulse_limit_mT"):
+        field.pulse(1, 0.1)
+    with supply.guard(pulse_limit_mT=[-50, 50]) as field, pytest.raises(FieldError, match="a supply that gives"):
+        field.pulse(1, 0.1)
 
 
 @pytest.mark.parametrize(("package", "driver", "extra"), [("pyvisa", "visa", "visa"), ("nidaqmx", "daq", "daq"),

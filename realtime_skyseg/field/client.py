@@ -154,6 +154,23 @@ class FieldGuard:
             dwell_s=_number(dwell_s),
         )
 
+    def pulse(self, in_plane_mT: float, seconds: float) -> None:
+        """Give an in-plane pulse; returns once it has begun. The out-of-plane field stays as it is.
+
+        Raises:
+            FieldError: as `set_mT`; or the pulse is outside `pulse_limit_mT` and `pulse_limit_s`, or the supply gives
+                none.
+        """
+        self._request("pulse", in_plane_mT=_number(in_plane_mT), seconds=_number(seconds))
+
+    def enter_mT(self, value: float) -> None:
+        """Say what field a person has set; only for a source that can not be set by itself.
+
+        Raises:
+            FieldError: the value is not finite, outside the limits, or the source is of another kind.
+        """
+        self._request("enter", field_mT=_number(value))
+
     def safe(self, reason: str = "the service asks for it") -> None:
         """Go to the safe state, in place of whatever is under way; returns once accepted.
 
@@ -276,7 +293,7 @@ class FieldGuard:
             if not self._changed.wait_for(lambda: number in self._answers or self._gone, ANSWER_S):
                 raise FieldError(f"the field guard did not answer within {ANSWER_S:g} s; the supply may hang")
             error_of_guard = self._answers.pop(number, {"kind": "FieldError", "message": self._fault or "it is closed"})
-            self._was_set = self._was_set or (error_of_guard is None and do != "safe")
+            self._was_set = self._was_set or (error_of_guard is None and do in ("set", "demagnetise"))
         if error_of_guard is not None:
             raise _error(error_of_guard)
 

@@ -178,6 +178,10 @@ class _Guard:
                 case "demagnetise":
                     values = (request[key] for key in ("amplitude_mT", "ratio", "smallest_mT", "dwell_s"))
                     self._magnet.demagnetise(*values)
+                case "pulse":
+                    self._magnet.pulse(request["in_plane_mT"], request["seconds"])
+                case "enter":
+                    self._magnet.enter(request["field_mT"])
                 case "safe":
                     self._magnet.make_safe(request["reason"])
                 case "close":

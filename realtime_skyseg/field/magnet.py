@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from realtime_skyseg.config import FieldSettings
-from realtime_skyseg.devices import FieldSource, finite_within
+from realtime_skyseg.devices import EnteredField, FieldSource, PulseSource, finite_within
 from realtime_skyseg.errors import FieldError, SettingsError
 
 #: So many read-backs in a row that fail or are off are a fault; a single one may be a slip of the line.
@@ -102,6 +102,30 @@ class Magnet:
             swing *= -factor
         self._go([*turns, (0.0, 0.0)])
         self._note("field_demagnetise", f"the field goes to zero in {len(turns)} swings from {first:g} mT")
+
+    def pulse(self, in_plane_mT: object, seconds: object) -> None:
+        """Give an in-plane pulse. Raises `FieldError` where it is refused."""
+        limits = self._settings.pulse_limit_mT
+        if self.fault:
+            raise FieldError(f"a pulse is refused after a fault: {self.fault}; start a new run")
+        if limits is None or not isinstance(self._device, PulseSource):
+            raise FieldError(
+                f"a pulse of {in_plane_mT!r} mT is refused; allowed: with a supply that gives in-plane pulses, and "
+                "limits for them (field.pulse_limit_mT)"
+            )
+        height = finite_within(in_plane_mT, limits, "the pulse", "mT")
+        height = finite_within(height, self._device.pulse_limit_mT, "the pulse, by the supply,", "mT")
+        length = finite_within(seconds, (0.0, self._settings.pulse_limit_s), "the length of the pulse", "s")
+        self._device.pulse(height, length)
+        self._note("field_pulse", f"an in-plane pulse of {height:g} mT for {length:g} s")
+
+    def enter(self, field_mT: object) -> None:
+        """Take the field that a person has set. Raises `FieldError` where it is refused."""
+        if not isinstance(self._device, EnteredField):
+            raise FieldError(f"the field entered: {field_mT!r} mT is refused, because this supply is read back")
+        value = finite_within(field_mT, self._settings.limit_mT, "the field entered", "mT")
+        self._device.enter(self._to_device(value))
+        self._note("field_entered", f"the field is {value:g} mT, as entered")
 
     def make_safe(self, reason: str) -> None:
         """Go to the safe state, in place of whatever is under way. A field that was never set is left alone."""

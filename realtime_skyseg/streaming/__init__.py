@@ -1,5 +1,6 @@
 """Masks and counts over ZeroMQ: the messages of schema `skyseg-1`, a publisher and a client."""
 
+from realtime_skyseg.streaming.control import Control, ControlServer
 from realtime_skyseg.streaming.messages import (
     SCHEMA,
     CountsMessage,
@@ -16,6 +17,8 @@ from realtime_skyseg.streaming.subscriber import Subscriber
 
 __all__ = [
     "SCHEMA",
+    "Control",
+    "ControlServer",
     "CountsMessage",
     "EventMessage",
     "HeaderMessage",

@@ -49,6 +49,7 @@ class HeaderMessage(_Base):
     started_ns: int
     clock: str  # name of the clock behind camera_ns
     pixel_size_um: float | None = None
+    control: str = ""  # address of the control socket, for clients on the service's own machine
 
 
 class ImageMessage(_Base):

@@ -1,0 +1,242 @@
+"""The control socket: requests to a running service over real sockets, well-formed, malformed and hostile."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from conftest import settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+import realtime_skyseg as sky
+from realtime_skyseg.cli import main
+from realtime_skyseg.config import Config, validate
+from realtime_skyseg.errors import ControlError, FieldError, SettingsError
+from realtime_skyseg.streaming import Control, ControlServer, control
+
+Answer = Callable[[control.Request], dict[str, Any]]
+
+MANUAL = {"driver": "manual", "limit_mT": [-80, 80], "slew_mT_per_s": 100, "tolerance_mT": 1, "read_every_ms": 5}
+
+
+@pytest.fixture
+def server() -> Iterator[ControlServer]:
+    server = ControlServer("tcp://127.0.0.1:0", lambda request: {"heard": request.model_dump()})
+    yield server
+    server.close()
+
+
+@contextmanager
+def dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A client that sends what it likes."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.setsockopt(zmq.LINGER, 0)
+        client.connect(address)
+        yield client
+
+
+def reply(client: zmq.Socket[bytes]) -> dict[str, Any]:
+    assert client.poll(5000), "no answer"
+    answer: dict[str, Any] = json.loads(client.recv_multipart()[-1])
+    return answer
+
+
+# --- the socket ---
+
+
+def test_a_request_and_its_answer(server: ControlServer) -> None:
+    with Control(server.address) as service:
+        heard = service.ask("set_field", field_mT=12)["heard"]
+    assert (heard["do"], heard["field_mT"]) == ("set_field", 12.0)
+
+
+def test_req_clients_of_other_languages_are_answered_too(server: ControlServer) -> None:
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.connect(server.address)
+        client.send(b'{"do":"stop","id":7}')
+        assert reply(client) == {"ok": True, "heard": {"do": "stop", "id": 7}, "id": 7}
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([b""], "malformed request: Invalid JSON"),
+        ([b"\xff\xfe"], "malformed request: Invalid JSON"),
+        ([b"[]"], "malformed request: "),
+        ([b"{}"], "malformed request: Unable to extract tag using discriminator 'do'"),
+        ([b'{"do":"explode"}'], "malformed request: Input tag 'explode' found using 'do' does not match any of"),
+        ([b'{"do":"set_field"}'], "malformed request: field_mT: Field required"),
+        ([b'{"do":"set_field","field_mT":"12"}'], "malformed request: field_mT: Input should be a valid number"),
+        ([b'{"do":"set_field","field_mT":NaN}'], "malformed request: field_mT: Input should be a finite number"),
+        ([b'{"do":"set_field","field_mT":1,"slew":9}'], "malformed request: slew: Extra inputs are not permitted"),
+        ([b'{"do":"take_background","frames":0}'], "malformed request: frames: Input should be greater than"),
+        ([b'{"do":"mark","message":""}'], "malformed request: message: String should have at least 1 character"),
+        ([b'{"do":"stop"}', b"x"], "a request of 2 parts is malformed; allowed: 1"),
+        (
+            [b'{"do":"mark","message":"' + b"x" * 70_000 + b'"}'],
+            "a request of 70026 bytes is refused; allowed: at most",
+        ),
+    ],
+)
+def test_malformed_requests_get_a_sentence(server: ControlServer, parts: list[bytes], sentence: str) -> None:
+    with dealer(server.address) as client:
+        client.send_multipart(parts)
+        answer = reply(client)
+    assert not answer["ok"]
+    assert answer["error"].startswith(sentence)
+
+
+def test_whoever_sends_too_much_is_cut_off_and_others_are_served(server: ControlServer) -> None:
+    with dealer(server.address) as hostile, Control(server.address) as service:
+        hostile.send(b"x" * 2_000_000)
+        assert not hostile.poll(200)
+        assert service.ask("stop")["ok"]
+
+
+@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: json.dumps({"do": text}).encode()))
+def test_whatever_the_bytes_a_request_or_one_error(data: bytes) -> None:
+    try:
+        control.parse(data)
+    except ControlError as error:
+        said = str(error)
+    else:
+        said = "a request"
+    assert 0 < len(said) <= 500
+
+
+def test_refusals_and_failures_become_answers() -> None:
+    def answer(request: control.Request) -> dict[str, Any]:
+        raise FieldError("too much") if request.do == "set_field" else ValueError("a bug")
+
+    server = ControlServer("tcp://127.0.0.1:0", answer)
+    try:
+        with Control(server.address) as service:
+            with pytest.raises(ControlError, match=r"^too much$"):
+                service.ask("set_field", field_mT=1.0)
+            with pytest.raises(ControlError, match=r"failed to carry it out: ValueError\('a bug'\)"):
+                service.ask("stop")
+    finally:
+        server.close()
+
+
+def test_nobody_answers() -> None:
+    with Control("tcp://127.0.0.1:1", timeout_s=0.1) as service, pytest.raises(ControlError, match="no answer from"):
+        service.ask("status")
+    with pytest.raises(ControlError, match="allowed: tcp://HOST:PORT"):
+        Control("nonsense")
+
+
+def test_an_address_in_use_is_one_sentence(server: ControlServer) -> None:
+    with pytest.raises(SettingsError, match=r"control.address: 'tcp://127.0.0.1:\d+' cannot be bound"):
+        ControlServer(server.address, lambda _: {})
+
+
+# --- where it is ---
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, "tcp://127.0.0.1:5556"),
+        ({"stream": {"address": "tcp://127.0.0.1:0"}}, "tcp://127.0.0.1:0"),
+        ({"stream": {"address": "tcp://0.0.0.0:7000", "insecure": True}}, "tcp://127.0.0.1:7001"),
+        ({"stream": {"enabled": False}}, None),
+        ({"stream": {"enabled": False}, "control": {"enabled": True}}, "tcp://127.0.0.1:5556"),
+        ({"control": {"enabled": False}}, None),
+        ({"control": {"address": "tcp://127.0.0.1:9"}}, "tcp://127.0.0.1:9"),
+    ],
+)
+def test_where_the_socket_is_bound(sections: dict[str, Any], expected: str | None) -> None:
+    assert validate({"camera": {"driver": "replay", "path": "bundled"}, **sections}).control_address == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [("tcp://0.0.0.0:5556", "can be reached from other machines; allowed: tcp://127.0.0.1:PORT"),
+     ("http://127.0.0.1", "should be tcp://HOST:PORT")],
+)  # fmt: skip
+def test_wrong_addresses_are_refused(address: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        validate({"camera": {"driver": "replay", "path": "bundled"}, "control": {"address": address}})
+    assert str(caught.value).startswith(f"control.address: '{address}' is not allowed: {sentence}")
+
+
+# --- a service ---
+
+
+@contextmanager
+def running(config: Config) -> Iterator[sky.Service]:
+    service = sky.Service(config)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not (service._pipeline and service._pipeline.counters.analysed) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield service
+    finally:
+        service.stop()
+        thread.join()
+
+
+def replay(folder: Path, **sections: Any) -> Config:
+    camera = {"path": "bundled", "rate_hz": 20, "loop": True}
+    return settings(folder, camera, analysis={"policy": "latest"}, **sections)
+
+
+def test_a_service_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(replay(tmp_path, field=MANUAL)) as service:
+        with sky.Subscriber(service.address) as stream:
+            header = next(message for message in stream.every(10) if message.htype == "header")
+        assert header.control == service.control_address
+        with sky.Control(service.control_address) as control:
+            status = control.ask("status")["status"]
+            assert (status["field_mT"], status["fault"], status["stopping"]) == (None, "", False)
+            assert status["frames"]["received"] > 0
+            assert main(["tell", "enter_field", "field_mT=12.5", "--address", service.control_address]) == 0
+            deadline = time.monotonic() + 5
+            while (status := control.ask("status")["status"])["field_mT"] != 12.5:
+                assert time.monotonic() < deadline
+            control.ask("mark", message="the lamp flickers")
+            for do, values, sentence in (
+                ("enter_field", {"field_mT": 99}, "the field entered: 99.0 mT is refused; allowed: a number"),
+                ("set_field", {"field_mT": 1}, "can only be read"),
+                ("pulse", {"in_plane_mT": 1, "seconds": 0.1}, "allowed: with a supply that gives in-plane pulses"),
+                ("take_background", {}, "allowed: with a section prepare"),
+            ):  # fmt: skip
+                with pytest.raises(ControlError, match=sentence):
+                    control.ask(do, **values)
+            time.sleep(0.2)
+            control.ask("stop")
+    assert json.loads(capsys.readouterr().out) == {"ok": True}
+    with sky.open_run(service.run_file) as run:
+        kinds = {str(event["kind"]): str(event["message"]) for event in run.events}
+        fields = run.table["field_mT"]
+    assert kinds["mark"] == "the lamp flickers"
+    assert kinds["field_entered"] == "the field is 12.5 mT, as entered"
+    assert np.isnan(fields[0])
+    assert fields[-1] == 12.5
+
+
+def test_requests_about_a_magnet_that_is_not_there(tmp_path: Path) -> None:
+    with running(replay(tmp_path)) as service, sky.Control(service.control_address) as control:
+        with pytest.raises(ControlError, match="these settings have no magnet"):
+            control.ask("set_field", field_mT=1)
+        assert control.ask("status")["status"]["field_mT"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["set_field", "12.5"], "'12.5': allowed: KEY=VALUE, for example field_mT=12.5"),
+     (["mark", "message=[a"], "'message=[a': allowed: KEY=VALUE")],
+)  # fmt: skip
+def test_wrong_use_of_tell(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    assert main(["tell", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
