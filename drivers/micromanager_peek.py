@@ -5,8 +5,8 @@ does the destructor of anything it ever handed out: only the end of a process en
 it, listens to it on a loopback socket, and kills it when it falls silent. It ends by itself when its standard input
 closes, which is when whoever started it has gone.
 
-It only ever asks: how many images wait, which is the last, does the sequence run. What takes, clears, starts, stops or
-sets something belongs to the person at the microscope.
+It only ever asks: how many images wait, which is the last, which came a few before it, does the sequence run. What
+takes, clears, starts, stops or sets something belongs to the person at the microscope.
 
 A message has three parts: the token, JSON with the key `kind`, and the pixels of an image or nothing.
 
@@ -37,6 +37,8 @@ _ALIVE_S = 0.25
 #: After this long without a new image it is asked whether the sequence still runs.
 _QUIET_S = 0.3
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
+#: A gap of at most so many images is filled, at most once in this time. More would make an overload worse.
+_FILL_IMAGES, _FILL_EVERY_S = 5, 0.5
 #: What the service needs of an image's tags.
 _TAGS = ("ImageNumber", "Height", "Width", "PixelType", "ROI-X-start", "ROI-Y-start", "TimeReceivedByCore")
 
@@ -48,7 +50,7 @@ class Report:
         self._token = token.encode()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, 2)
+        self._socket.setsockopt(zmq.SNDHWM, 2 + _FILL_IMAGES)
         self._socket.connect(address)
         self._next_alive = 0.0
 
@@ -137,6 +139,7 @@ def _connect(port: int, report: Report) -> Any:
 def _peek(core: Any, report: Report) -> None:
     waiting = last = None
     new_s = 0.0  # when there last was something new
+    fill_s = 0.0  # when a gap may be filled again
     while True:
         report.alive()
         count = core.get_remaining_image_count()
@@ -148,9 +151,14 @@ def _peek(core: Any, report: Report) -> None:
                 # The buffer was emptied between the two calls. If it is more, the next call says so.
                 continue
             tags = image.tags  # each look at an attribute is a transfer
-            if tags.get("ImageNumber") != last:
-                last = tags.get("ImageNumber")
-                report.send("image", image.pix, tags={name: tags[name] for name in _TAGS if name in tags})
+            number = _number(tags)
+            if number is not None and number != last:
+                pixels = image.pix
+                if last is not None and new_s >= fill_s and 1 < number - last <= _FILL_IMAGES + 1:
+                    fill_s = new_s + _FILL_EVERY_S
+                    _fill(core, report, last, number)
+                report.send("image", pixels, tags=_needed(tags))
+                last = number
             continue
         if time.monotonic() - new_s > _QUIET_S:
             if not core.is_sequence_running():
@@ -161,6 +169,34 @@ def _peek(core: Any, report: Report) -> None:
             else:
                 new_s = time.monotonic()
         time.sleep(_LOOK_S)
+
+
+def _fill(core: Any, report: Report, last: int, number: int) -> None:
+    """Send the images between two numbers, as far as they are still there."""
+    ahead = 0  # images that came since the one with `number`
+    for wanted in range(last + 1, number):
+        for _ in range(2):
+            try:
+                image = core.get_n_before_last_tagged_image(number - wanted + ahead)
+                tags = image.tags
+            except Exception:
+                # Micro-Manager has emptied its buffer, or is too old to be asked this.
+                return
+            found = _number(tags)
+            if found == wanted:
+                report.send("image", image.pix, tags=_needed(tags))
+                break
+            if found is None or found < wanted:
+                return
+            ahead += found - wanted
+
+
+def _number(tags: dict[str, Any]) -> int | None:
+    return int(tags["ImageNumber"]) if "ImageNumber" in tags else None
+
+
+def _needed(tags: dict[str, Any]) -> dict[str, Any]:
+    return {name: tags[name] for name in _TAGS if name in tags}
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ import argparse
 import collections
 import itertools
 import json
+import os
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ CORE_METHODS = [
     ("isSequenceRunning", [], BOOL),
     ("getRemainingImageCount", [], INT),
     ("getLastTaggedImage", [], IMAGE),
+    ("getNBeforeLastTaggedImage", [LONG], IMAGE),
     ("popNextTaggedImage", [], IMAGE),
     ("startContinuousSequenceAcquisition", [DOUBLE], VOID),
     ("stopSequenceAcquisition", [], VOID),
@@ -73,6 +75,9 @@ class Core:
 
     def getLastTaggedImage(self) -> TaggedImage:
         return self._tagged(self._core.getLastImageMD)
+
+    def getNBeforeLastTaggedImage(self, n: int) -> TaggedImage:
+        return self._tagged(lambda metadata: self._core.getNBeforeLastImageMD(n, metadata))
 
     def popNextTaggedImage(self) -> TaggedImage:
         return self._tagged(self._core.popNextImageMD)
@@ -183,15 +188,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(672, 512), help="width and height")
     parser.add_argument("--off", action="store_true", help="begin without live images")
     parser.add_argument("--known", action="store_true", help="show `truth` instead of the DemoCamera's pictures")
+    parser.add_argument("--discs", action="store_true", help="a camera in Python behind MMCore: see known_camera")
     parser.add_argument("--version", default="5.1.0", help="of the protocol that it says it speaks")
     options = parser.parse_args()
-    core = pymmcore.CMMCore()
-    core.setDeviceAdapterSearchPaths([str(device_adapter_path())])
-    core.loadSystemConfiguration(f"{device_adapter_path()}/MMConfig_demo.cfg")
-    core.setProperty("Camera", "PixelType", "16bit")
-    core.setProperty("Camera", "FastImage", "1")
-    core.setProperty("Camera", "OnCameraCCDXSize", str(options.size[0]))
-    core.setProperty("Camera", "OnCameraCCDYSize", str(options.size[1]))
+    if options.discs:
+        from known_camera import known_core
+
+        core = known_core(*options.size)
+    else:
+        core = pymmcore.CMMCore()
+        core.setDeviceAdapterSearchPaths([str(device_adapter_path())])
+        core.loadSystemConfiguration(f"{device_adapter_path()}/MMConfig_demo.cfg")
+        core.setProperty("Camera", "PixelType", "16bit")
+        core.setProperty("Camera", "FastImage", "1")
+        core.setProperty("Camera", "OnCameraCCDXSize", str(options.size[0]))
+        core.setProperty("Camera", "OnCameraCCDYSize", str(options.size[1]))
     core.setExposure(options.exposure_ms)
     server, viewer = Server(Core(core, options.known), options.port, options.version), Viewer(core)
     for run in (server.serve, viewer.look):
@@ -230,6 +241,7 @@ def main() -> None:
                 answer = {"calls": dict(server.calls), "grabs": viewer.grabs, "answered": viewer.answered}
         print(json.dumps(answer), flush=True)  # noqa: T201
     live(False)
+    os._exit(0)  # pymmcore-plus does not survive the regular end of an interpreter
 
 
 if __name__ == "__main__":

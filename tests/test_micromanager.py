@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -23,14 +24,16 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import validate
 from realtime_skyseg.devices import Camera, CameraChanged, CameraNotice
 from realtime_skyseg.errors import CameraError, SettingsError
-from realtime_skyseg.records import Frame
+from realtime_skyseg.records import Class, Frame, Skipped
 from realtime_skyseg.service import Summary
 from realtime_skyseg.streaming import EventMessage, HeaderMessage, SeriesEndMessage
 
 pytest.importorskip("mmpycorex", reason="needs pycromanager: pip install 'realtime_skyseg[micromanager]'")
 pytest.importorskip("mm_test_adapters", reason="needs mm-test-adapters: pip install 'realtime_skyseg[test]'")
+pytest.importorskip("pymmcore_plus", reason="needs pymmcore-plus: pip install 'realtime_skyseg[test]'")
 
 from fake_mm_server import truth
+from known_camera import PICTURES, picture
 
 SERVER = Path(__file__).with_name("fake_mm_server.py")
 
@@ -209,8 +212,31 @@ def test_attach_sees_the_live_images_and_takes_none_away(server: Callable[..., S
     assert stats["answered"] >= 0.99 * stats["grabs"]
     assert set(stats["calls"]) <= {
         "getCameraDevice", "getDeviceLibrary", "getDeviceName", "getVersionInfo", "getAPIVersionInfo", "getExposure",
-        "isSequenceRunning", "getRemainingImageCount", "getLastTaggedImage",
+        "isSequenceRunning", "getRemainingImageCount", "getLastTaggedImage", "getNBeforeLastTaggedImage",
     }  # fmt: skip
+
+
+def test_frames_of_known_truth_become_their_masks(server: Callable[..., Server], tmp_path: Path) -> None:
+    """From a camera behind the real MMCore to the run file: every frame is whole, and has its own mask and count."""
+    stand_in = server("--discs", "--size", "320", "256", "--exposure-ms", "60")
+    running = live(tmp_path, {"mode": "attach", "port": stand_in.port})
+    running.until(lambda: running.received() > 24)
+    summary = running.end()
+    assert (summary.status, summary.frames["camera_lost"]) == ("stopped", 0)
+    known = [picture(place, (256, 320)) for place in range(PICTURES)]
+    with sky.open_run(summary.run_file) as run:
+        table = run.table
+        first = next(place for place in range(PICTURES) if np.array_equal(run.raw[0], known[place][0]))
+        scores = []
+        for index in range(run.n_frames):
+            image, truth = known[(first + int(table["number"][index])) % PICTURES]
+            np.testing.assert_array_equal(run.raw[index], image)
+            if table["skipped"][index] == Skipped.NOT_SKIPPED:
+                assert table["count"][index] == cv2.connectedComponents(truth.astype(np.uint8))[0] - 1
+                found = run.mask[index] == Class.SKYRMION
+                scores.append((found & truth).sum() / (found | truth).sum())
+    assert len(scores) > 5
+    assert min(scores) > 0.7
 
 
 def test_attach_says_when_live_images_go_and_when_they_are_back(server: Callable[..., Server]) -> None:
@@ -232,6 +258,25 @@ def test_attach_says_when_live_images_go_and_when_they_are_back(server: Callable
     assert [notice.kind for notice in notices] in (["camera_restarted"], ["camera_gone", "camera_back"])
     assert after[0].number > before[-1].number
     assert restarted[-1].number - after[-1].number < 25, "a restart is no loss"
+
+
+def test_attach_fills_a_short_gap_from_the_buffer(server: Callable[..., Server]) -> None:
+    """What came while a call was slow is fetched afterwards, each picture under its own number and in order."""
+    stand_in = server("--known", "--exposure-ms", "50")
+    camera = open_camera(mode="attach", port=stand_in.port)
+    try:
+        before, _ = take(camera, 5)
+        stand_in.tell("delay", s=0.17)
+        after, notices = take(camera, 12)
+    finally:
+        camera.close()
+    assert notices == []
+    frames = before + after
+    assert [frame.number for frame in frames] == list(range(len(frames)))
+    first = int(frames[0].image[0, 0]) * pow(101, -1, 4096) % 4096
+    for frame in frames:
+        np.testing.assert_array_equal(frame.image, truth(first + frame.number, (96, 128)))
+    assert stand_in.tell("stats")["calls"]["getNBeforeLastTaggedImage"] >= 2
 
 
 def test_attach_counts_what_it_could_not_see(server: Callable[..., Server], tmp_path: Path) -> None:
