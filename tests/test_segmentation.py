@@ -309,6 +309,6 @@ def test_masks_belong_to_the_caller(segmenter: sky.Segmenter) -> None:
 
 
 def test_the_public_names() -> None:
-    assert sky.__all__ == ["Segmenter", "Service", "Subscriber", "load_config", "open_run"]
+    assert sky.__all__ == ["Control", "Segmenter", "Service", "Subscriber", "load_config", "open_run"]
     for name in sky.__all__:
         assert getattr(sky, name).__name__ == name
