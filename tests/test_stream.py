@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import threading
 import time
 
 import numpy as np
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -45,6 +47,97 @@ def result(index: int, seed: int = 0, shape: tuple[int, int] = (40, 60)) -> Resu
 
 
 # --- messages ---
+
+
+@pytest.mark.parametrize("kind", ["header", "image", "series_end"])
+def test_dranspose_reads_what_is_published(kind: str) -> None:
+    """MAX IV's own parser of STINS, on messages off a real socket."""
+    stream1 = pytest.importorskip("dranspose.middlewares.stream1", reason="needs dranspose: pip install '.[test]'")
+    from dranspose.event import StreamData
+
+    publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run")
+    sent = result(7)
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.subscribe(b'{"htype":"' + kind.encode())
+        socket.connect(publisher.address)
+        assert publisher.wait_for_subscriptions(1, 5)
+        publisher.start(HEADER)
+        publisher.result(sent)
+        publisher.end("ok", "", {})
+        assert socket.poll(5000)
+        packet = stream1.parse(StreamData(typ="STINS", frames=socket.recv_multipart(copy=False)))
+    publisher.close()
+    assert packet.htype == kind
+    if kind == "header":
+        assert packet.filename == "/runs/run.h5"
+    if kind == "image":
+        assert (packet.frame, packet.count) == (7, sent.segmentation.count)
+        np.testing.assert_array_equal(packet.data, sent.segmentation.mask)
+
+
+def test_the_end_of_a_run_is_said_twice_and_no_message_is_missed() -> None:
+    """The second end is for whoever joins late; it has the first one's number, so it is no gap."""
+    publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run")
+    with Subscriber(publisher.address) as early:
+        assert publisher.wait_for_subscriptions(1, 5)
+        publisher.start(HEADER)
+        publisher.end("ok", "", {"received": 3})
+        with Subscriber(publisher.address) as late:
+            closing = threading.Thread(target=publisher.close)
+            closing.start()
+            kinds = [message.htype for message in late.every(2)]
+            closing.join()
+        assert kinds == ["header", "series_end"]
+        heard = list(iter(lambda: early.receive(0.5), None))
+    ends = [message for message in heard if isinstance(message, SeriesEndMessage)]
+    assert len(ends) == 2
+    assert ends[0] == ends[1]
+    assert (early.lost, early.ended) == (0, True)
+
+
+def test_subscribers_skip_and_count_ten_thousand_malformed_messages() -> None:
+    """Random bytes, and real messages with a byte or a part damaged; then a good one still arrives."""
+    rng = np.random.default_rng(0)
+    found = result(7)
+    image = ImageMessage(
+        msg_number=9, run="r", frame=7, shape=found.segmentation.mask.shape, number=7, count=0, stripes=0,
+        area_fraction=0.0, field_mT=None, camera_ns=-1, received_ns=1, segmented_ns=2,
+        **object_columns(found.segmentation.objects),
+    )  # fmt: skip
+    good = [encode(image), found.segmentation.mask.tobytes()]
+
+    def damaged(place: int) -> list[bytes]:
+        head = bytearray(good[0])
+        match place % 5:
+            case 0:
+                return [rng.bytes(int(rng.integers(0, 200)))]
+            case 1:
+                return [rng.bytes(int(rng.integers(1, 50))) for _ in range(int(rng.integers(2, 6)))]
+            case 2:
+                return [bytes(head[: int(rng.integers(0, len(head) - 1))]), good[1]]
+            case 3:
+                return [good[0], good[1][: int(rng.integers(0, len(good[1]) - 1))]]
+            case _:
+                head[int(rng.integers(0, 12))] ^= 0x15
+                return [bytes(head), good[1]]
+
+    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.LINGER, 0)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        with Subscriber(f"tcp://127.0.0.1:{port}", queue_messages=0) as subscriber:
+            while subscriber.receive(0.05) is None:  # until it has joined
+                socket.send_multipart(good)
+            while subscriber.receive(0.2):
+                pass
+            before = subscriber.malformed
+            for place in range(10_000):
+                socket.send_multipart(damaged(place))
+            socket.send_multipart(good)
+            last = subscriber.receive(20)
+            assert isinstance(last, ImageMessage)
+            assert subscriber.malformed - before == 10_000
 
 
 @given(

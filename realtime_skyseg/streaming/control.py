@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
@@ -18,14 +19,16 @@ import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from realtime_skyseg.errors import ControlError, SettingsError, SkysegError
+from realtime_skyseg.streaming.access import Doorkeeper, use_keys
 
 log = logging.getLogger(__name__)
 
 #: A longer request is answered with an error; one beyond the second limit is not even read, and its sender is cut off.
 _MOST_BYTES, _CUT_OFF_BYTES = 65_536, 1_048_576
 
-#: Requests that wait for their turn; the service takes no more from a client meanwhile.
-_QUEUE = 64
+#: Requests that wait for their turn; the service takes no more from a client meanwhile. And answers that a client may
+#: leave unread, before it loses the next.
+_QUEUE, _UNREAD = 64, 1000
 
 #: Longer than the field guard may take for its answer.
 _ANSWER_S = 10.0
@@ -87,6 +90,24 @@ class Pulse(_Request):
     seconds: float
 
 
+class Pause(_Request):
+    """The field programme stands still, at the field of now."""
+
+    do: Literal["pause"]
+
+
+class Resume(_Request):
+    """The field programme goes on."""
+
+    do: Literal["resume"]
+
+
+class Abort(_Request):
+    """The field programme ends: the field goes to its safe state, and the run ends."""
+
+    do: Literal["abort"]
+
+
 class TakeBackground(_Request):
     """Average the next frames into the background that is taken from every frame from then on."""
 
@@ -101,7 +122,20 @@ class Mark(_Request):
     message: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-Request = Status | Stop | SetField | EnterField | SafeField | Demagnetise | Pulse | TakeBackground | Mark
+Request = (
+    Status
+    | Stop
+    | SetField
+    | EnterField
+    | SafeField
+    | Demagnetise
+    | Pulse
+    | Pause
+    | Resume
+    | Abort
+    | TakeBackground
+    | Mark
+)
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 
@@ -130,28 +164,37 @@ class ControlServer:
         address: where to bind.
         answer: carries a request out and returns what the answer holds beside `ok`. A `SkysegError` from it becomes
             the answer's `error`.
+        keys: folder of keys; None: whoever can reach the address is served.
 
     Raises:
-        SettingsError: the address cannot be bound.
+        SettingsError: the address cannot be bound, or there are no keys.
 
     Attributes:
         address: where it is, with the port that was taken.
     """
 
-    def __init__(self, address: str, answer: Callable[[Request], dict[str, Any]]) -> None:
+    def __init__(self, address: str, answer: Callable[[Request], dict[str, Any]], keys: Path | None = None) -> None:
         self._answer = answer
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _CUT_OFF_BYTES)
         self._socket.setsockopt(zmq.RCVHWM, _QUEUE)
-        self._socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        self._socket.setsockopt(zmq.SNDHWM, _UNREAD)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that is lost is an error here, not silence
         if "[" in address:
             self._socket.setsockopt(zmq.IPV6, 1)
+        self._doorkeeper: Doorkeeper | None = None
         try:
+            if keys:
+                self._doorkeeper = Doorkeeper(self._context, keys)
+                self._doorkeeper.guard(self._socket)
             self._socket.bind(address)
+        except SettingsError:
+            self._abandon()
+            raise
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._abandon()
             raise SettingsError(f"control.address: '{address}' cannot be bound: {error.strerror}") from error
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         name = f"inproc://{secrets.token_hex(8)}"
@@ -168,6 +211,14 @@ class ControlServer:
             self._wake.send(b"")
             self._thread.join()
         self._wake.close()
+        if self._doorkeeper:
+            self._doorkeeper.close()
+        self._context.term()
+
+    def _abandon(self) -> None:
+        self._socket.close()
+        if self._doorkeeper:
+            self._doorkeeper.close()
         self._context.term()
 
     def _serve(self) -> None:
@@ -216,9 +267,14 @@ class Control:
     Args:
         address: of the service's control socket, tcp://HOST:PORT.
         timeout_s: longest wait for an answer.
+        keys: folder of this client's keys, where the service asks for them.
+
+    Raises:
+        ControlError: the address cannot be used.
+        SettingsError: there are no keys.
     """
 
-    def __init__(self, address: str, timeout_s: float = _ANSWER_S) -> None:
+    def __init__(self, address: str, timeout_s: float = _ANSWER_S, keys: str | Path | None = None) -> None:
         self.address = address
         self._timeout_s = timeout_s
         self._context = zmq.Context()
@@ -227,7 +283,12 @@ class Control:
         if "[" in address:
             self._socket.setsockopt(zmq.IPV6, 1)
         try:
+            if keys:
+                use_keys(self._socket, Path(keys))
             self._socket.connect(address)
+        except SettingsError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ControlError(

@@ -68,6 +68,7 @@ class ImageMessage(_Base):
     camera_ns: int  # -1: the camera gives no time stamp
     received_ns: int
     segmented_ns: int
+    drift_px: tuple[float, float] | None = None  # (right, down) of the frame against its background, where sought
     object_dtype: list[tuple[str, _NumpyType]]  # numpy type of each column of a row of `objects_base64`
     objects_base64: str  # rows of `object_dtype`, one per object, base64
 
@@ -104,6 +105,7 @@ class CountsMessage(_Base):
     field_mT: float | None
     received_ns: int
     segmented_ns: int
+    drift_px: tuple[float, float] | None = None  # (right, down) of the frame against its background, where sought
 
 
 class HeartbeatMessage(_Base):

@@ -1,6 +1,7 @@
 """The publishing end of the stream."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import zmq
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Event, Result
+from realtime_skyseg.streaming.access import Doorkeeper
 from realtime_skyseg.streaming.messages import (
     CountsMessage,
     EventMessage,
@@ -24,20 +26,32 @@ from realtime_skyseg.streaming.messages import (
 #: What was published last may stay in flight for this long after the end.
 _LINGER_MS = 2000
 
+#: The end of the run is said again after this time, for clients that were busy or join late.
+_AGAIN_S = 0.15
+
 
 class Publisher:
     """An XPUB socket that never waits for a subscriber. Used by one thread at a time.
 
     A subscriber that reads too slowly loses messages beyond `queue_messages`; `lost_messages` counts the messages
     that at least one subscriber did not get.
+
+    Args:
+        settings: the section `stream`.
+        run: name of the run, in every message.
+        keys: folder of keys; None: whoever can reach the address is let in.
+
+    Raises:
+        SettingsError: the address cannot be bound, or there are no keys.
     """
 
-    def __init__(self, settings: StreamSettings, run: str) -> None:
+    def __init__(self, settings: StreamSettings, run: str, keys: Path | None = None) -> None:
         self._run = run
         self._heartbeat_ns = int(settings.heartbeat_s * 1e9)
         self._next_heartbeat_ns = time.monotonic_ns() + self._heartbeat_ns
         self._number = 0
         self._header: dict[str, Any] | None = None
+        self._end: Message | None = None
         self.subscriptions = 0
         self.lost_messages = 0
         self._context = zmq.Context()
@@ -48,8 +62,15 @@ class Publisher:
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error here, not silence
         if "[" in settings.address:
             self._socket.setsockopt(zmq.IPV6, 1)
+        self._doorkeeper: Doorkeeper | None = None
         try:
+            if keys:
+                self._doorkeeper = Doorkeeper(self._context, keys)
+                self._doorkeeper.guard(self._socket)
             self._socket.bind(settings.address)
+        except SettingsError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise SettingsError(f"stream.address: '{settings.address}' cannot be bound: {error.strerror}") from error
@@ -67,7 +88,7 @@ class Publisher:
 
     def start(self, header: dict[str, Any]) -> None:
         """Send the run's header: the fields of `HeaderMessage` besides run and msg_number."""
-        self._header = header
+        self._header, self._end = header, None
         self.serve()
         self._send_header()
 
@@ -83,6 +104,7 @@ class Publisher:
             "field_mT": frame.field_mT if np.isfinite(frame.field_mT) else None,
             "received_ns": frame.received_ns,
             "segmented_ns": result.segmented_ns,
+            "drift_px": result.drift_px if np.isfinite(result.drift_px[0]) else None,
         }
         image = ImageMessage(
             msg_number=self._take_number(),
@@ -130,12 +152,11 @@ class Publisher:
         )
 
     def end(self, status: str, message: str, frames: dict[str, Any]) -> None:
-        """Send the end of the run."""
-        self._send_one(
-            SeriesEndMessage(
-                msg_number=self._take_number(), run=self._run, status=status, message=message, frames=frames
-            )
+        """Send the end of the run; `close` sends it again."""
+        self._end = SeriesEndMessage(
+            msg_number=self._take_number(), run=self._run, status=status, message=message, frames=frames
         )
+        self._send_one(self._end)
 
     def serve(self) -> None:
         """Take notice of who joined or left; who joins gets the header."""
@@ -152,8 +173,16 @@ class Publisher:
             self._send_header()
 
     def close(self) -> None:
-        """Send what is in flight, at most 2 s, and release the socket. Safe to call twice."""
+        """Repeat the end of the run, send what is in flight, at most 2 s, and release the socket. Safe to call twice."""
+        if self._end and not self._socket.closed:
+            # The same msg_number, so that it is no loss to whoever has it already.
+            if self.subscriptions or self._socket.poll(0):
+                time.sleep(_AGAIN_S)
+            self.serve()
+            self._send_one(self._end)
         self._socket.close()
+        if self._doorkeeper:
+            self._doorkeeper.close()
         self._context.term()
 
     def _take_number(self) -> int:

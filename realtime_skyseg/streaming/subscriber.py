@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import zmq
 
 from realtime_skyseg.config import DEFAULT_ADDRESS
-from realtime_skyseg.errors import StreamError
+from realtime_skyseg.errors import SettingsError, StreamError
+from realtime_skyseg.streaming.access import use_keys
 from realtime_skyseg.streaming.messages import ImageMessage, Message, SeriesEndMessage, decode
 
 _WITHOUT_MASKS = (b'{"htype":"header"', b'{"htype":"series_end"', b'{"htype":"skyseg_')
@@ -26,6 +28,11 @@ class Subscriber:
         address: of the service, tcp://HOST:PORT.
         masks: False leaves the image messages out, for a client that wants counts only; losses are then not seen.
         queue_messages: messages kept while this client is busy.
+        keys: folder of this client's keys, where the service asks for them.
+
+    Raises:
+        StreamError: the address cannot be used.
+        SettingsError: there are no keys.
 
     Attributes:
         lost: messages that were published but never arrived, seen as gaps in msg_number.
@@ -33,7 +40,13 @@ class Subscriber:
         ended: True after the end of a run, until the next one begins.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, masks: bool = True, queue_messages: int = 256) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        masks: bool = True,
+        queue_messages: int = 256,
+        keys: str | Path | None = None,
+    ) -> None:
         self.address = address
         self.lost = 0
         self.malformed = 0
@@ -50,7 +63,12 @@ class Subscriber:
         for prefix in (b"",) if masks else _WITHOUT_MASKS:
             self._socket.subscribe(prefix)
         try:
+            if keys:
+                use_keys(self._socket, Path(keys))
             self._socket.connect(address)
+        except SettingsError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise StreamError(

@@ -1,0 +1,45 @@
+"""A log for programs: one JSON object per line."""
+
+import json
+import logging
+import logging.handlers
+from datetime import UTC, datetime
+from pathlib import Path
+
+from realtime_skyseg.errors import SettingsError
+
+_BYTES, _FILES = 10_000_000, 5
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "thread": record.threadName,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Let everything from level INFO on go to a file too; at 10 MB it is put aside as FILE.1, and so on up to FILE.5.
+
+    Returns:
+        The handler, for whoever closes it.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=_BYTES, backupCount=_FILES, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--log: '{path}' cannot be written: {error.strerror}") from error
+    handler.setFormatter(_Line())
+    handler.setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    return handler

@@ -1,0 +1,152 @@
+"""Who may connect from other machines: CURVE keys (RFC 26) and the doorkeeper that looks at them (ZAP, RFC 27).
+
+`skyseg keys DIR` makes this folder for the service, which stays on its machine,
+
+    DIR/service.key_secret        the service's pair of keys
+    DIR/clients/NAME.key          public keys of those who may connect; remove one to lock it out
+
+and, for each client, a folder to give away:
+
+    DIR/give-to-NAME/client.key_secret      the client's pair of keys
+    DIR/give-to-NAME/service.key            the service's public key, by which the client knows it
+"""
+
+import logging
+import re
+import threading
+from pathlib import Path
+
+import zmq
+import zmq.auth
+
+from realtime_skyseg.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+_ZAP = "inproc://zeromq.zap.01"
+_CLOSING = "inproc://skyseg-doorkeeper"
+
+
+def make_keys(folder: Path, client: str = "client") -> Path:
+    """Make the service's keys, unless they are there, and a client's.
+
+    Args:
+        folder: of the service; made if absent.
+        client: its name: letters, digits, `-` and `_`.
+
+    Returns:
+        The folder to give to the client.
+
+    Raises:
+        SettingsError: the client has keys already, the name is none, or the folder cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", client):
+        raise SettingsError(f"client '{client}': allowed: letters, digits, '-' and '_'")
+    given, door = folder / f"give-to-{client}", folder / "clients"
+    if given.exists() or (door / f"{client}.key").exists():
+        raise SettingsError(f"client '{client}' has keys in '{folder}' already; allowed: another name")
+    try:
+        door.mkdir(parents=True, exist_ok=True)
+        given.mkdir()
+        secret = folder / "service.key_secret"
+        if not secret.exists():
+            zmq.auth.create_certificates(folder, "service")
+            secret.chmod(0o600)
+        zmq.auth.create_certificates(given, "client")
+        (given / "client.key_secret").chmod(0o600)
+        (given / "client.key").replace(door / f"{client}.key")
+        (given / "service.key").write_bytes((folder / "service.key").read_bytes())
+    except OSError as error:
+        raise SettingsError(f"keys cannot be written to '{folder}': {error.strerror}") from error
+    return given
+
+
+class Doorkeeper:
+    """Lets only those into the sockets of a context whose public key is in `folder/clients`. The folder is looked at
+    for every new connection.
+
+    Owns a thread, until `close`. `guard` makes a socket one that asks for keys, before it is bound.
+
+    Raises:
+        SettingsError: the folder has no keys of a service.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> None:
+        self._folder = folder
+        self._public, self._secret = _pair(folder / "service.key_secret")
+        if not (folder / "clients").is_dir():
+            raise SettingsError(f"access.keys: '{folder}' has no folder 'clients'; make one: skyseg keys '{folder}'")
+        self._door = context.socket(zmq.REP)
+        self._door.bind(_ZAP)
+        self._closing = context.socket(zmq.PAIR)
+        self._closing.bind(_CLOSING)
+        self._wake = context.socket(zmq.PAIR)
+        self._wake.connect(_CLOSING)
+        self._thread = threading.Thread(target=self._watch, name="skyseg-doorkeeper")
+        self._thread.start()
+
+    def guard(self, socket: zmq.Socket[bytes]) -> None:
+        """Ask everybody who connects to this socket for a key."""
+        socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
+        socket.curve_server = True
+
+    def close(self) -> None:
+        """End the thread. Safe to call twice."""
+        if self._thread.is_alive():
+            self._wake.send(b"")
+            self._thread.join()
+        self._wake.close()
+
+    def _watch(self) -> None:
+        poller = zmq.Poller()
+        for way in (self._door, self._closing):
+            poller.register(way, zmq.POLLIN)
+        while self._closing not in dict(poller.poll()):
+            request = self._door.recv_multipart()
+            # Version, request, domain, address, identity, mechanism, and for CURVE the client's public key.
+            number, allowed = request[1] if len(request) > 1 else b"", False
+            if len(request) == 7 and request[5] == b"CURVE":
+                allowed = zmq.utils.z85.encode(request[6]) in self._known()
+            if not allowed:
+                log.warning("a client at %s without a key that is known was turned away", request[3:4])
+            status = [b"200", b"OK"] if allowed else [b"400", b"not among the clients"]
+            self._door.send_multipart([b"1.0", number, *status, b"", b""])
+        self._door.close()
+        self._closing.close()
+
+    def _known(self) -> set[bytes]:
+        known = set()
+        for path in (self._folder / "clients").glob("*.key"):
+            try:
+                known.add(zmq.auth.load_certificate(path)[0])
+            except (OSError, ValueError):
+                log.warning("'%s' holds no public key", path)
+        return known
+
+
+def use_keys(socket: zmq.Socket[bytes], folder: Path) -> None:
+    """Let a client's socket show its keys, and trust only the service it has the key of; before it connects.
+
+    Raises:
+        SettingsError: the folder has no keys of a client.
+    """
+    socket.curve_publickey, socket.curve_secretkey = _pair(folder / "client.key_secret")
+    socket.curve_serverkey = _load(folder / "service.key")[0]
+
+
+def _pair(path: Path) -> tuple[bytes, bytes]:
+    public, secret = _load(path)
+    if secret is None:
+        raise SettingsError(f"'{path}' holds no secret key; allowed: a file that skyseg keys has made")
+    return public, secret
+
+
+def _load(path: Path) -> tuple[bytes, bytes | None]:
+    try:
+        keys: tuple[bytes, bytes | None] = zmq.auth.load_certificate(path)
+    except (OSError, ValueError):
+        raise SettingsError(f"'{path}' holds no key; allowed: a file that skyseg keys has made") from None
+    for key in keys:
+        if key is not None and len(key) != 40:
+            raise SettingsError(f"'{path}' holds a key of {len(key)} characters; allowed: 40")
+    return keys
