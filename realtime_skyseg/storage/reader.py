@@ -1,6 +1,8 @@
 """Reading a run file: finished, being written, or left behind by a kill."""
 
 import json
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -11,8 +13,9 @@ import numpy as np
 import yaml
 
 from realtime_skyseg.errors import RunFileError
-from realtime_skyseg.records import Objects
+from realtime_skyseg.records import Background, Objects, Skipped
 from realtime_skyseg.storage import layout
+from realtime_skyseg.storage.chunk import crc32
 
 
 class Run:
@@ -70,6 +73,66 @@ class Run:
         of_frame: Objects = rows[int(n_rows[:frame].sum()) : int(n_rows.sum())]
         return of_frame
 
+    def problem(self, frame: int) -> str:
+        """What is wrong with a frame, its row, or its result by the checks in the file, in one sentence; "": nothing.
+
+        Files of the first versions have no checks, so that little can be wrong with them.
+        """
+        row = {name: column[frame] for name, column in self._columns.items() if frame < len(column)}
+        for check, what in zip(layout.CHECKS, ("frames", "results"), strict=True):
+            if row.get(check, -1) >= 0 and row[check] != row_check(row, self._columns[check]):
+                return f"its row of {what} is damaged"
+        if row.get("written"):
+            try:
+                image = self.raw[frame]
+            except OSError as error:
+                return f"its raw frame cannot be read: {error}"
+            if row.get("raw_crc32", -1) not in (-1, crc32(image)):
+                return "its raw frame is not the one that was written"
+        if row.get("skipped", Skipped.PENDING) == Skipped.NOT_SKIPPED:
+            if (
+                row.get("written")
+                and -1 not in (pair := (row.get("raw_crc32", -1), row.get("source_crc32", -1)))
+                and pair[0] != pair[1]
+            ):
+                return "its mask was made from another image"
+            try:
+                mask = self.mask[frame]
+            except OSError as error:
+                return f"its mask cannot be read: {error}"
+            if row.get("mask_crc32", -1) not in (-1, crc32(mask)):
+                return "its mask is not the one that was written"
+            if row.get("objects_crc32", -1) not in (-1, zlib.crc32(self.objects(frame).tobytes())):
+                return "its objects are not those that were written"
+        return ""
+
+    @property
+    def experiment(self) -> dict[str, Any] | None:
+        """The field programme's outcome; None where the run had none.
+
+        `steps`, `decisions`, `inputs`: tables of `layout.STEP_COLUMNS` and `layout.EXPERIMENT_TABLES`, texts as bytes;
+        all else: texts.
+        """
+        group = self._file.get(layout.EXPERIMENT)
+        if group is None:
+            return None
+        columns = {name: group["steps"][name][()] for name in layout.STEP_COLUMNS}
+        n = min(map(len, columns.values()))  # of a file that was left behind by a kill they may differ
+        steps = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
+        for name, column in columns.items():
+            steps[name] = column[:n]
+        tables = {name: group[name][()] for name in layout.EXPERIMENT_TABLES}
+        texts = {name: self._text(group[name].name) for name in group if name not in ("steps", *tables)}
+        return {"steps": steps, **tables, **texts}
+
+    def backgrounds(self, start: int = 0) -> Iterator[Background]:
+        """The backgrounds of the preparation from a number on, in the order in which they apply; -1: the last only."""
+        stored = self._file.get(layout.PREPARATION)
+        n = min(len(stored[name]) for name in ("background", "first_frame", "source")) if stored else 0
+        for number in range(n)[start:] if n else ():
+            image, first = stored["background"][number], int(stored["first_frame"][number])
+            yield Background(image, first, stored["source"][number].decode(errors="replace"))
+
     @property
     def events(self) -> list[dict[str, Any]]:
         """What happened during the run, in order: time_ns, frame, kind, message."""
@@ -118,6 +181,7 @@ class Run:
                 *self._columns.values(),
                 self._file[layout.OBJECTS],
                 self._file[layout.EVENTS],
+                *(self._file[layout.PREPARATION].values() if layout.PREPARATION in self._file else ()),
             ):
                 dataset.refresh()
 
@@ -136,6 +200,13 @@ class Run:
     def _text(self, path: str) -> str:
         value = self._file[path][()]
         return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+
+def row_check(row: Mapping[str, Any], column: h5py.Dataset) -> int:
+    """The CRC-32 that a column of checks should hold for a row with these values."""
+    covers = json.loads(column.attrs["covers"])
+    group = column.parent
+    return zlib.crc32(b"".join(np.asarray(row[name], group[name].dtype).tobytes() for name in covers))
 
 
 def open_run(path: str | Path) -> Run:

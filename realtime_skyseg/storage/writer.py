@@ -1,33 +1,53 @@
 """Writing a run file."""
 
+import atexit
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import hdf5plugin
 import numpy as np
 
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
-from realtime_skyseg.records import NOT_ANALYSED, Class, Event, Frame, Result, Skipped
+from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
 from realtime_skyseg.storage import layout
+from realtime_skyseg.storage.chunk import Chunk, pack
 
-#: Kept free on the disk beyond 32 frames, for what HDF5 still holds in its caches. It must never meet a full disk
+#: Held back on the disk beyond 32 frames, for what HDF5 still holds in its caches. It must never meet a full disk
 #: itself: an error while it empties them ends the process by a segmentation fault (HDF5 2.0.0 in h5py 3.16).
 _RESERVE_BYTES = 48_000_000
 
+#: Frames are refused while less than this is free beside what is held back: two flushes' worth of tables.
+_MARGIN_BYTES = 2_000_000
+
+#: Stands for the image of a frame that was skipped.
+_NO_CHUNK: "Future[Chunk]" = Future()
+_NO_CHUNK.set_result(Chunk(b"", -1))
+
+#: Those that the end of the program must close.
+_open_writers: "weakref.WeakSet[RunWriter]" = weakref.WeakSet()
+
 _RECORDED_PACKAGES = (
-    "realtime_skyseg", "numpy", "torch", "openvino", "tensorrt", "opencv-python", "h5py", "hdf5plugin", "pyzmq",
-    "pymmcore", "pycromanager",
+    "realtime_skyseg", "numpy", "torch", "openvino", "tensorrt", "opencv-python", "h5py", "hdf5plugin", "imagecodecs",
+    "pyzmq", "pymmcore", "pycromanager",
 )  # fmt: skip
 
 
@@ -51,13 +71,18 @@ class Provenance:
     pixel_size_um: float | None = None
     supply: dict[str, str | int | float | bool] = field(default_factory=dict)  # of the magnet
     calibration: str = ""  # of the magnet, YAML
+    experiment: dict[str, str] | None = None  # texts about a field programme; None: there is none
 
 
 class RunWriter:
     """One run file that is being written, by one thread.
 
+    Frames and masks are compressed by a few threads of its own, and written in the order they were added as soon as
+    they are compressed, at the latest by `flush`.
+
     The file has the suffix `.partial` until `close`. Others may read it meanwhile (HDF5's single-writer,
-    multiple-reader mode); what they see, and what survives a kill, is at most `flush_s` old.
+    multiple-reader mode); what they see, and what survives a kill, is at most `flush_s` old. What survives a power cut
+    is older by the time the disk takes.
 
     Args:
         path: of the finished file; never overwritten.
@@ -65,21 +90,37 @@ class RunWriter:
         dtype: of the frames.
         provenance: what the file says of its origin.
         flush_s: longest time between two flushes while frames arrive.
+        threads: that compress.
+
+    Attributes:
+        frames_written: raw frames that are in the file.
+        changed_frame: index of the first frame whose image was not the same when it was segmented as when it was
+            written; -1: none.
 
     Raises:
         SettingsError: the file exists, cannot be made, or the disk is nearly full.
-        DiskFullError: from `add_frame`, before the disk is full; results and events are still taken.
-        RunFileError: from all methods, where the disk refuses.
+        DiskFullError: where no frame fits any more; results and events are still taken.
+        RunFileError: from all methods, where the disk refuses. What was added before may be what is refused.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], provenance: Provenance, flush_s: float = 0.5
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        provenance: Provenance,
+        flush_s: float = 0.5,
+        threads: int = 2,
     ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
+        self.frames_written = 0
+        self.changed_frame = -1
+        self._closed = True
         self._flush_s = flush_s
         self._start_ns = time.time_ns()
-        self._reserve = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
+        self._shape, self._dtype = shape, dtype
+        self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
         for existing in (self.path, self.partial):
             if existing.exists():
                 raise SettingsError(
@@ -87,10 +128,10 @@ class RunWriter:
                 )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if self._free() < self._reserve:
+            if self._free() < self._reserve_bytes:
                 raise SettingsError(
                     f"record.folder: the disk of '{path.parent}' has {self._free() / 1e6:.0f} MB free; "
-                    f"allowed: at least {self._reserve / 1e6:.0f} MB"
+                    f"allowed: at least {self._reserve_bytes / 1e6:.0f} MB"
                 )
             # HDF5 1.10's format, the oldest with single-writer-multiple-reader, so that old tools can read it.
             self._file = h5py.File(self.partial, "x", libver=("v110", "v110"))
@@ -100,91 +141,99 @@ class RunWriter:
         try:
             self._create(shape, dtype, provenance)
             self._file.swmr_mode = True
+            spare = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
+            self._reserve: IO[bytes] | None = _hold_back(path.parent, self._reserve_bytes - spare)
+            self._handle = os.open(self.partial, os.O_RDWR)
         except BaseException:
             self._file.close()
             self.partial.unlink()
             raise
         self._raw, self._masks = self._file[layout.RAW], self._file[layout.MASK]
-        self._frames = _Block(self._file[layout.FRAMES], layout.FRAME_COLUMNS)
-        self._results = _Block(self._file[layout.FRAMES], layout.RESULT_COLUMNS)
+        self._frames = _Block(self._file[layout.FRAMES], layout.FRAME_COLUMNS, "row_crc32")
+        self._results = _Block(self._file[layout.FRAMES], layout.RESULT_COLUMNS, "result_crc32")
         self._objects: list[np.ndarray] = []
         self._events: list[np.ndarray] = []
+        self._backgrounds: deque[Background] = deque()
+        self._rows: deque[TableRow] = deque()  # of an experiment
         self._next_flush = time.monotonic() + flush_s
+        self._most_waiting = 2 * threads + 2
+        self._waiting: deque[tuple[Frame | Result | tuple[int, Skipped], Future[Chunk]]] = deque()
+        self._pool = ThreadPoolExecutor(threads + 1, "skyseg-compress")  # and one that waits for the disk
+        self._sync: Future[None] | None = None
+        self._busy_since = 0.0
+        self._sync_since = 0.0
         self._closed = False
+        _open_writers.add(self)
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        warnings.warn(f"run file '{self.partial}' was never closed", ResourceWarning, source=self, stacklevel=2)
+        with suppress(RunFileError, RuntimeError):  # Python may be ending, and start no threads any more
+            self.flush()
+        self._release()
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long the disk has not answered; 0 where nothing is asked of it. For any thread."""
+        since = [begun for begun in (self._busy_since, self._sync_since) if begun]
+        return time.monotonic() - min(since) if since else 0.0
 
     def add_frame(self, frame: Frame) -> None:
-        """Write a raw frame at its index. Indices rise; a gap stays visible as `written` 0."""
-        if self._free() < self._reserve:
-            raise DiskFullError(
-                f"the disk of '{self.path.parent}' is full but for the {self._reserve / 1e6:.0f} MB that finish the "
-                f"run file: frame {frame.index} and those after it are not recorded"
-            )
-        try:
-            self._raw.resize(frame.index + 1, axis=0)
-            self._raw[frame.index] = frame.image
-        except (OSError, RuntimeError) as error:
-            raise RunFileError(f"run file '{self.partial}' cannot take frame {frame.index}: {error}") from error
-        self._frames.add(
-            frame.index,
-            written=1,
-            number=frame.number,
-            camera_lost=frame.camera_lost,
-            camera_ns=frame.camera_ns,
-            received_ns=frame.received_ns,
-            written_ns=time.time_ns(),
-            time_s=(frame.received_ns - self._start_ns) / 1e9,
-            field_mT=frame.field_mT,
-            field_age_ns=frame.field_age_ns,
-        )
+        """Take a raw frame for its index. Indices rise; a gap stays visible as `written` 0."""
+        if self._reserve is None or self._free() < _MARGIN_BYTES + 2 * frame.image.nbytes:
+            self._give_back()
+            raise self._disk_full(frame.index)
+        self._take(frame, frame.image.astype(self._dtype, copy=False))
 
     def add_result(self, result: Result) -> None:
-        """Write a frame's mask, numbers and objects. Indices rise."""
-        index, found = result.frame.index, result.segmentation
-        try:
-            self._masks.resize(index + 1, axis=0)
-            self._masks[index] = found.mask
-        except (OSError, RuntimeError) as error:
-            raise RunFileError(f"run file '{self.partial}' cannot take the mask of frame {index}: {error}") from error
-        self._results.add(
-            index,
-            skipped=Skipped.NOT_SKIPPED,
-            count=found.count,
-            stripes=found.stripes,
-            area_fraction=found.area_fraction,
-            segmented_ns=result.segmented_ns,
-            published_ns=result.published_ns,
-        )
-        rows = np.empty(len(found.objects), layout.ROW_DTYPE)
-        rows["frame"] = index
-        for name in found.objects.dtype.names or ():
-            rows[name] = found.objects[name]
-        self._objects.append(rows)
+        """Take a frame's mask, numbers and objects. Indices rise."""
+        self._take(result, result.segmentation.mask)
+
+    def add_background(self, background: Background) -> None:
+        """Take a background of the preparation; it is written by `flush`."""
+        self._backgrounds.append(background)
 
     def add_skipped(self, index: int, cause: Skipped) -> None:
         """Note that a frame will not be analysed. Indices rise, together with those of `add_result`."""
-        self._results.add(index, skipped=cause)
+        self._waiting.append(((index, cause), _NO_CHUNK))
+        self._settle(self._most_waiting)
 
     def add_event(self, event: Event) -> None:
         """Note an event; its message is cut to 1000 bytes."""
         row = (event.time_ns, event.frame, event.kind.encode()[:32], event.message.encode()[:1000])
         self._events.append(np.array([row], layout.EVENT_DTYPE))
 
+    def add_row(self, row: TableRow) -> None:
+        """Take a row of an experiment's tables; it is written by `flush`. Texts are cut to their column."""
+        self._rows.append(row)
+
     def flush_if_due(self) -> None:
         """Bring everything to the disk when `flush_s` has passed since the last time."""
         if time.monotonic() >= self._next_flush:
             self.flush()
+        else:
+            self._settle(self._most_waiting)
 
     def flush(self) -> None:
-        """Bring everything to the disk: what was added so far survives a kill."""
-        try:
-            self._frames.write()
-            self._results.write()
-            _append(self._file[layout.OBJECTS], self._objects)
-            _append(self._file[layout.EVENTS], self._events)
-            self._file.flush()
-        except (OSError, RuntimeError) as error:
-            raise RunFileError(f"run file '{self.partial}' cannot be flushed: {error}") from error
+        """Write everything that was added: it survives a kill from now on, and a power cut once the disk has it.
+
+        A `DiskFullError` means that frames were left out, and all else was written.
+        """
+        full: DiskFullError | None = None
+        while self._waiting:
+            try:
+                self._settle(0)
+            except DiskFullError as error:
+                full = full or error
         self._next_flush = time.monotonic() + self._flush_s
+        self._ask_disk("be flushed", self._flush)
+        if self._sync is None or self._sync.done():
+            if self._sync and (failed := self._sync.exception()):
+                raise RunFileError(f"run file '{self.partial}' cannot be brought to the disk: {failed}") from failed
+            self._sync = self._pool.submit(self._sync_to_disk)
+        if full:
+            raise full
 
     def close(self, summary: dict[str, Any], exit_status: int) -> None:
         """Write the summary, close the file and give it its final name. Safe to call twice."""
@@ -193,17 +242,171 @@ class RunWriter:
         self._closed = True
         try:
             try:
-                self.flush()
+                with suppress(DiskFullError):
+                    self.flush()
+                self._give_back()
                 self._file[layout.SUMMARY][()] = json.dumps(summary).encode()[: layout.SUMMARY_LENGTH]
-                self._file["entry/end_time"][()] = _iso(time.time_ns()).encode()
+                self._file["entry/end_time"][()] = iso(time.time_ns()).encode()
                 self._file["entry/exit_status"][()] = exit_status
             finally:
-                self._file.close()
+                self._release()
             if self.path.exists():
                 raise FileExistsError(f"'{self.path}' has appeared meanwhile")
             self.partial.rename(self.path)
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot be finished: {error}") from error
+
+    def _take(self, item: Frame | Result, image: np.ndarray) -> None:
+        if image.shape != self._shape:
+            raise RunFileError(
+                f"run file '{self.partial}' cannot take an image of {image.shape}; allowed: {self._shape}"
+            )
+        self._waiting.append((item, self._pool.submit(pack, image)))
+        self._settle(self._most_waiting)
+
+    def _settle(self, most: int) -> None:
+        """Write, in order, what is compressed; wait for the compression while more than `most` are on their way."""
+        while self._waiting:
+            item, chunk = self._waiting[0]
+            if len(self._waiting) <= most and not chunk.done():
+                return
+            self._waiting.popleft()
+            if isinstance(item, Frame):
+                self._write_frame(item, chunk.result())
+            elif isinstance(item, Result):
+                self._write_result(item, chunk.result())
+            else:
+                self._results.add(item[0], skipped=item[1])
+
+    def _write_frame(self, frame: Frame, chunk: Chunk) -> None:
+        if self._reserve is None:
+            raise self._disk_full(frame.index)
+        begun = time.perf_counter_ns()
+        self._ask_disk(f"take frame {frame.index}", lambda: _put(self._raw, frame.index, chunk))
+        took_ns = time.perf_counter_ns() - begun
+        frame.crc32 = chunk.crc32
+        self.frames_written += 1
+        self._frames.add(
+            frame.index,
+            written=1,
+            number=frame.number,
+            camera_lost=frame.camera_lost,
+            camera_ns=frame.camera_ns,
+            received_ns=frame.received_ns,
+            written_ns=time.time_ns(),
+            write_ns=took_ns,
+            time_s=(frame.received_ns - self._start_ns) / 1e9,
+            field_mT=frame.field_mT,
+            field_age_ns=frame.field_age_ns,
+            raw_crc32=chunk.crc32,
+        )
+
+    def _write_result(self, result: Result, chunk: Chunk) -> None:
+        index, found = result.frame.index, result.segmentation
+        if self.changed_frame < 0 and -1 not in (checks := (result.frame.crc32, result.source_crc32)):
+            self.changed_frame = index if checks[0] != checks[1] else -1
+        rows = np.empty(len(found.objects), layout.ROW_DTYPE)
+        rows["frame"] = index
+        for name in found.objects.dtype.names or ():
+            rows[name] = found.objects[name]
+        self._ask_disk(f"take the mask of frame {index}", lambda: _put(self._masks, index, chunk))
+        self._objects.append(rows)
+        self._results.add(
+            index,
+            skipped=Skipped.NOT_SKIPPED,
+            count=found.count,
+            stripes=found.stripes,
+            area_fraction=found.area_fraction,
+            segmented_ns=result.segmented_ns,
+            published_ns=result.published_ns,
+            drift_x_px=result.drift_px[0],
+            drift_y_px=result.drift_px[1],
+            drift_quality=result.drift_quality,
+            source_crc32=result.source_crc32,
+            mask_crc32=chunk.crc32,
+            objects_crc32=zlib.crc32(rows.tobytes()),
+        )
+
+    def _flush(self) -> None:
+        self._frames.write()
+        self._results.write()
+        append(self._file[layout.OBJECTS], self._objects)
+        append(self._file[layout.EVENTS], self._events)
+        stored = self._file[layout.PREPARATION]
+        while self._backgrounds:
+            background, number = self._backgrounds[0], len(stored["source"])
+            for name, value in (
+                ("background", background.image),
+                ("first_frame", background.first_frame),
+                ("source", background.source.encode()[:200]),  # the last: the background counts from here on
+            ):
+                stored[name].resize(number + 1, axis=0)
+                stored[name][number] = value
+            self._backgrounds.popleft()
+        if self._rows:
+            self._write_rows(list(self._rows))
+            self._rows.clear()
+        self._file.flush()
+
+    def _write_rows(self, rows: list[TableRow]) -> None:
+        """The experiment's tables; what was decided after what it was told."""
+        group = self._file[layout.EXPERIMENT]
+        for name, kind in reversed(layout.EXPERIMENT_TABLES.items()):
+            block = np.empty(sum(row.table == name for row in rows), kind)
+            for place, row in enumerate(one for one in rows if one.table == name):
+                for column in kind.names or ():
+                    block[column][place] = _value(row.values[column])
+            append(group[name], [block])
+        steps = [row.values for row in rows if row.table == "steps"]
+        for column in layout.STEP_COLUMNS:
+            values = np.array([_value(step[column]) for step in steps], group["steps"][column].dtype)
+            append(group["steps"][column], [values])
+
+    def _ask_disk(self, what: str, operation: Callable[[], None]) -> None:
+        """Let HDF5 write. Where the disk is full, it is asked again with what was held back."""
+        self._busy_since = time.monotonic()
+        try:
+            try:
+                operation()
+            except (OSError, RuntimeError):
+                if self._reserve is None:
+                    raise
+                self._give_back()
+                operation()
+        except (OSError, RuntimeError) as error:
+            raise RunFileError(f"run file '{self.partial}' cannot {what}: {error}") from error
+        finally:
+            self._busy_since = 0.0
+
+    def _sync_to_disk(self) -> None:
+        self._sync_since = time.monotonic()
+        try:
+            os.fsync(self._handle)
+        finally:
+            self._sync_since = 0.0
+
+    def _disk_full(self, index: int) -> DiskFullError:
+        return DiskFullError(
+            f"the disk of '{self.path.parent}' is full but for the {self._reserve_bytes / 1e6:.0f} MB that finish the "
+            f"run file: frame {index} and those after it are not recorded"
+        )
+
+    def _give_back(self) -> None:
+        """Let go of what was held back: no frame is taken from here on."""
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
+
+    def _release(self) -> None:
+        """Close everything that is open, whatever was written."""
+        self._closed = True
+        self._waiting.clear()
+        try:
+            self._file.close()
+        finally:
+            self._pool.shutdown()
+            self._give_back()
+            os.close(self._handle)
 
     def _free(self) -> int:
         return shutil.disk_usage(self.path.parent).free
@@ -220,14 +423,14 @@ class RunWriter:
         _text(entry, "run_id", provenance.run_id)
         _text(entry, "entry_identifier", provenance.run_id)
         _text(entry, "program_name", "realtime_skyseg").attrs["version"] = _version("realtime_skyseg") or "unknown"
-        _text(entry, "start_time", _iso(self._start_ns))
+        _text(entry, "start_time", iso(self._start_ns))
         entry.create_dataset("end_time", data=np.bytes_(b""), dtype="S40")
         entry.create_dataset("exit_status", data=np.int32(-1)).attrs["meaning"] = "-1: not finished"
 
         instrument = _group(entry, "instrument", "NXinstrument")
         _text(instrument, "name", "Kerr microscope")
         detector = _group(instrument, "detector", "NXdetector")
-        raw = _stack(detector, "data", shape, dtype, fill=0)
+        raw = new_stack(detector, "data", shape, dtype, fill=0)
         raw.attrs["long_name"] = "raw frames"
         for name, value in provenance.camera.items():
             detector.create_dataset(name, data=np.bytes_(str(value).encode()) if isinstance(value, str) else value)
@@ -243,11 +446,21 @@ class RunWriter:
         process.create_dataset("agreement", data=provenance.agreement).attrs["long_name"] = (
             "share of pixels equal to torch float32"
         )
-        masks = _stack(process, "mask", shape, np.dtype(np.uint8), fill=NOT_ANALYSED)
+        masks = new_stack(process, "mask", shape, np.dtype(np.uint8), fill=NOT_ANALYSED)
         masks.attrs["long_name"] = "class per pixel"
         masks.attrs["classes"] = json.dumps(
             {value.name.lower(): value.value for value in Class} | {"not_analysed": NOT_ANALYSED}
         )
+
+        preparation = _group(entry, "preparation", "NXprocess")
+        background = new_stack(preparation, "background", shape, np.dtype(np.float32), fill=0)
+        background.attrs["long_name"] = "reference image in the camera's grey levels"
+        for name, code, meaning in (
+            ("first_frame", "i8", "index of the first frame that a background applies to"),
+            ("source", "S200", "taken, rolling_median, or the background's file"),
+        ):
+            column = preparation.create_dataset(name, (0,), code, maxshape=(None,), chunks=(64,))
+            column.attrs["long_name"] = meaning
 
         frames = _group(entry, "frames", "NXcollection")
         for name, (kind, fill, unit, meaning) in (layout.FRAME_COLUMNS | layout.RESULT_COLUMNS).items():
@@ -255,10 +468,15 @@ class RunWriter:
             column.attrs["long_name"] = meaning
             if unit:
                 column.attrs["units"] = unit
+        for check, columns in zip(layout.CHECKS, (layout.FRAME_COLUMNS, layout.RESULT_COLUMNS), strict=True):
+            frames[check].attrs["covers"] = json.dumps([name for name in columns if name != check])
         for name, kind in (("objects", layout.ROW_DTYPE), ("events", layout.EVENT_DTYPE)):
             entry.create_dataset(
                 name, (0,), kind, maxshape=(None,), chunks=(1024,), compression="gzip", compression_opts=1
             )
+
+        if provenance.experiment is not None:
+            _create_experiment(_group(entry, "experiment", "NXcollection"), provenance.experiment)
 
         sample = _group(entry, "sample", "NXsample")
         _text(sample, "name", provenance.sample or "unnamed")
@@ -298,17 +516,50 @@ class RunWriter:
         data.attrs["axes"] = ["time", ".", "."]
 
 
+@atexit.register
+def _close_forgotten() -> None:
+    for writer in list(_open_writers):
+        writer.__del__()
+
+
+def _create_experiment(group: h5py.Group, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        _text(group, name, text)
+    for name, kind in layout.EXPERIMENT_TABLES.items():
+        group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,), compression="gzip", compression_opts=1)
+    steps = _group(group, "steps", "NXdata")
+    steps.attrs["signal"] = "count"
+    steps.attrs["auxiliary_signals"] = ["area_fraction", "diameter_px"]
+    steps.attrs["axes"] = ["field_mT"]
+    for name, (code, unit, meaning) in layout.STEP_COLUMNS.items():
+        column = steps.create_dataset(name, (0,), code, maxshape=(None,), chunks=(256,))
+        column.attrs["long_name"] = meaning
+        if unit:
+            column.attrs["units"] = unit
+
+
+def _value(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
 class _Block:
     """Columns of one value per frame, collected in memory and written together. Frames without values keep the
     columns' fill values.
+
+    Args:
+        group: that holds the columns.
+        columns: as in `layout`.
+        check: the column that vouches for the others.
     """
 
-    def __init__(self, group: h5py.Group, columns: dict[str, tuple[Any, float, str, str]]) -> None:
+    def __init__(self, group: h5py.Group, columns: dict[str, tuple[Any, float, str, str]], check: str) -> None:
         self._columns = {name: group[name] for name in columns}
+        self._check = check
         self._written = 0
         self._indices: list[int] = []
-        self._values: dict[str, list[float]] = {name: [] for name in columns}
+        self._values: dict[str, list[float]] = {name: [] for name in columns if name != check}
         self._fill = {name: fill for name, (_, fill, _, _) in columns.items()}
+        self._row = np.dtype([(name, self._columns[name].dtype) for name in self._values])
 
     def add(self, index: int, **values: float) -> None:
         self._indices.append(index)
@@ -316,27 +567,64 @@ class _Block:
             collected.append(values.get(name, self._fill[name]))
 
     def write(self) -> None:
+        """Safe to call again where it failed."""
         if not self._indices:
             return
         first, end = self._written, self._indices[-1] + 1
         places = np.array(self._indices) - first
+        rows = np.empty(len(places), self._row)
+        for name, collected in self._values.items():
+            rows[name] = collected
+        checks = [zlib.crc32(row.tobytes()) for row in rows]
         for name, column in self._columns.items():
             block = np.full(end - first, self._fill[name], column.dtype)
-            block[places] = self._values[name]
+            block[places] = checks if name == self._check else rows[name]
             column.resize(end, axis=0)
             column[first:end] = block
-            self._values[name].clear()
+        for collected in self._values.values():
+            collected.clear()
         self._indices.clear()
         self._written = end
 
 
-def _append(table: h5py.Dataset, blocks: list[np.ndarray]) -> None:
+def append(table: h5py.Dataset, blocks: list[np.ndarray]) -> None:
+    """Write rows at the end of a table, and forget them."""
     new = sum(map(len, blocks))
     if new:
         start = len(table)
         table.resize(start + new, axis=0)
         table[start:] = np.concatenate(blocks)
     blocks.clear()
+
+
+def _put(stack: h5py.Dataset, index: int, chunk: Chunk) -> None:
+    """Write a frame's chunk past HDF5's filters and cache."""
+    if len(stack) <= index:
+        stack.id.set_extent((index + 1, *stack.shape[1:]))
+    try:
+        stack.id.write_direct_chunk((index, 0, 0), chunk.data)
+    except (OSError, RuntimeError):
+        # HDF5 remembers the place of this chunk, though it could not write there, until it has looked at another one.
+        with suppress(OSError, RuntimeError):
+            stack.id.read_direct_chunk((0 if index else 1, 0, 0))
+        raise
+    if not stack.id.get_chunk_info_by_coord((index, 0, 0)).size:
+        raise OSError(f"HDF5 has no entry for frame {index}, which it has written")
+
+
+def _hold_back(folder: Path, size: int) -> IO[bytes]:
+    """A nameless file that takes `size` bytes of a folder's disk until it is closed or the process ends."""
+    reserve = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  stays open
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(reserve.fileno(), 0, size)
+        else:
+            for _ in range(0, size, 1 << 20):
+                reserve.write(bytes(1 << 20))
+    except BaseException:
+        reserve.close()
+        raise
+    return reserve
 
 
 def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
@@ -351,7 +639,8 @@ def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
     return parent.create_dataset(name, data=np.array(data, h5py.string_dtype("utf-8", len(data))))
 
 
-def _stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtype[Any], fill: int) -> h5py.Dataset:
+def new_stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtype[Any], fill: int) -> h5py.Dataset:
+    """An empty stack of images, (0, height, width), one chunk per image."""
     stack = parent.create_dataset(
         name,
         (0, *shape),
@@ -359,13 +648,15 @@ def _stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtyp
         maxshape=(None, *shape),
         chunks=(1, *shape),
         fillvalue=fill,
+        fletcher32=True,
         **hdf5plugin.Bitshuffle(cname="lz4"),
     )
     stack.attrs["interpretation"] = "image"
     return stack
 
 
-def _iso(time_ns: int) -> str:
+def iso(time_ns: int) -> str:
+    """Unix time as text."""
     return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="microseconds")
 
 

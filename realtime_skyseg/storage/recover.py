@@ -1,0 +1,416 @@
+"""Rescue a run file that was killed, truncated, or lost pages of its end in a power cut.
+
+The damaged file is opened for reading only, through a view that ends where its superblock says, with zeros for what is
+missing, so that HDF5 opens what it would refuse. Every frame, mask and row is then taken over only if its checks hold:
+HDF5's own checksum of each chunk, and the CRC-32 columns that `layout` describes. A page that is missing, zero, or
+older than it should be so costs the frames it belongs to, and never makes one up. Images whose place HDF5 has lost are
+looked for in the whole file, and known by their CRC-32.
+"""
+
+import io
+import json
+import mmap
+import zlib
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime_skyseg.errors import RunFileError, SettingsError
+from realtime_skyseg.records import Counters, Skipped
+from realtime_skyseg.storage import layout
+from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
+from realtime_skyseg.storage.writer import append, iso, new_stack
+
+_ALL_COLUMNS = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+
+#: What HDF5 raises on damage.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError)
+
+
+@dataclass(slots=True)
+class Rescue:
+    """What came out of a damaged file."""
+
+    path: Path  # of the new file
+    frames: int = 0  # that the damaged file knows of
+    written: int = 0  # raw frames rescued
+    analysed: int = 0  # results rescued
+    lost_frames: list[int] = field(default_factory=list)  # indices of raw frames that the damage took
+    lost_results: list[int] = field(default_factory=list)
+    checked: bool = True  # False: a file of the first versions, which has no checksums
+    notes: list[str] = field(default_factory=list)  # what else is missing
+
+    @property
+    def whole(self) -> bool:
+        """True where the damage took nothing that the file knows of."""
+        return not (self.lost_frames or self.lost_results or self.notes)
+
+    def sentence(self) -> str:
+        """What was rescued and what was not, for people."""
+        text = f"{self.written} frames and {self.analysed} results of {self.frames} frames rescued to '{self.path}'"
+        if self.lost_frames:
+            text += f"; {len(self.lost_frames)} raw frames are damaged, the first is frame {self.lost_frames[0]}"
+        if self.lost_results:
+            text += f"; {len(self.lost_results)} results are damaged, the first is that of frame {self.lost_results[0]}"
+        if not self.checked:
+            text += "; the file has no checksums: what is rescued could be decompressed, no more is known of it"
+        return "; ".join([text, *self.notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "recovered": str(self.path),
+            "frames": self.frames,
+            "written": self.written,
+            "analysed": self.analysed,
+            "damaged_frames": self.lost_frames,
+            "damaged_results": self.lost_results,
+            "checked": self.checked,
+            "notes": self.notes,
+        }
+
+
+def recover(path: str | Path, out: str | Path | None = None) -> Rescue:
+    """Copy what is whole in a damaged run file to a new one; the damaged one is not touched.
+
+    Args:
+        path: the run file, usually NAME.h5.partial.
+        out: the new file; default: NAME.recovered.h5 beside it. Never overwritten.
+
+    Raises:
+        SettingsError: there is no such file, or the new one exists.
+        RunFileError: nothing can be rescued, and why; or the new file cannot be written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"run file '{path}' does not exist")
+    target = (
+        Path(out) if out else path.with_name(path.name.removesuffix(".partial").removesuffix(".h5") + ".recovered.h5")
+    )
+    partial = target.with_name(target.name + ".partial")
+    for existing in (target, partial):
+        if existing.exists():
+            raise SettingsError(f"'{existing}' exists already and is not overwritten; move it away")
+    with path.open("rb") as file:
+        view = _View(file)
+        try:
+            with h5py.File(view, "r") as damaged:
+                rescue = _rescue(damaged, file, partial, Rescue(target), path)
+        except RunFileError:
+            partial.unlink(missing_ok=True)
+            raise
+        except _DAMAGE as error:
+            partial.unlink(missing_ok=True)
+            raise RunFileError(f"nothing can be rescued from '{path}': {_why(error)}") from error
+    partial.rename(target)
+    return rescue
+
+
+class _View(io.RawIOBase):
+    """A damaged HDF5 file as HDF5 accepts it: of the length that it should have, and marked as closed by its writer.
+
+    The superblock (version 2 or 3, "HDF5 File Format Specification", II.A) is followed; only this view is changed.
+    """
+
+    _MAGIC = b"\x89HDF\r\n\x1a\n"
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._place = 0
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head = bytearray(file.read(48))
+        if len(head) < 48 or head[:8] != self._MAGIC or head[8] not in (2, 3) or head[9] != 8:
+            raise RunFileError(
+                f"nothing can be rescued from '{file.name}': its first 48 bytes are not those of a run file"
+            )
+        if head[44:] != imagecodecs.h5checksum_metadata(bytes(head[:44])).to_bytes(4, "little"):
+            raise RunFileError(f"nothing can be rescued from '{file.name}': its superblock is damaged")
+        self._size = max(size, int.from_bytes(head[28:36], "little"))
+        head[11] = 0
+        head[28:36] = self._size.to_bytes(8, "little")
+        head[44:] = imagecodecs.h5checksum_metadata(bytes(head[:44])).to_bytes(4, "little")
+        self._head = bytes(head)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer).cast("B")
+        self._file.seek(self._place)
+        got = self._file.readinto(wanted)
+        wanted[got:] = bytes(len(wanted) - got)
+        if self._place < len(self._head):
+            part = self._head[self._place : self._place + len(wanted)]
+            wanted[: len(part)] = part
+        self._place += len(wanted)
+        return len(wanted)
+
+
+def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, path: Path) -> Rescue:
+    frames = damaged[layout.FRAMES]
+    columns = {name: _read_column(frames, name, rescue) for name in _ALL_COLUMNS if name in frames}
+    n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
+    table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = _ALL_COLUMNS[name][1]
+        table[name][: len(column)] = column[:n]
+    rescue.frames = n
+    rescue.checked = set(layout.CHECKS) <= set(columns)
+    good_row = _good_rows(table, frames, "row_crc32")
+    good_result = _good_rows(table, frames, "result_crc32")
+    objects = _read_table(damaged, layout.OBJECTS, rescue)
+    events = _read_table(damaged, layout.EVENTS, rescue)
+
+    with h5py.File(partial, "x", libver=("v110", "v110")) as new:
+        _copy_group(damaged, new, damaged, rescue, {damaged: new})
+        raw, masks = new[layout.RAW], new[layout.MASK]
+        for stack in (raw, masks):
+            stack.resize(n, axis=0)
+        kept: dict[int, NDArray[Any]] = {}  # objects of each result
+        no_raw: dict[int, list[int]] = defaultdict(list)  # CRC-32: frames whose image HDF5 does not find
+        no_mask: dict[int, list[int]] = defaultdict(list)
+        for index in range(n):
+            row = table[index : index + 1]
+            if not good_row[index]:
+                rescue.lost_frames.append(index)
+                _clear(row, layout.FRAME_COLUMNS)
+            elif row["written"][0]:
+                if not _copy_chunk(damaged[layout.RAW], raw, index, _value(row, "raw_crc32")):
+                    no_raw[_value(row, "raw_crc32")].append(index)
+            elif _has_chunk(damaged[layout.RAW], index):
+                rescue.lost_frames.append(index)  # its row is missing, and with it what vouches for it
+            if good_result[index] and row["skipped"][0] != Skipped.NOT_SKIPPED:
+                continue
+            own = objects[objects["frame"] == index]
+            pair = _value(row, "raw_crc32"), _value(row, "source_crc32")
+            if not (
+                good_result[index]
+                and _value(row, "objects_crc32") in (-1, zlib.crc32(own.tobytes()))
+                and (-1 in pair or pair[0] == pair[1])
+                and len(own) == max(0, row["count"][0]) + max(0, row["stripes"][0])
+            ):
+                rescue.lost_results.append(index)
+                _clear(row, layout.RESULT_COLUMNS)
+                continue
+            kept[index] = own
+            if not _copy_chunk(damaged[layout.MASK], masks, index, _value(row, "mask_crc32")):
+                no_mask[_value(row, "mask_crc32")].append(index)
+        for index in _search(file, raw, no_raw):
+            rescue.lost_frames.append(index)
+            table["written"][index] = 0
+            if rescue.checked:
+                table["raw_crc32"][index] = -1
+        for index in _search(file, masks, no_mask):
+            rescue.lost_results.append(index)
+            _clear(table[index : index + 1], layout.RESULT_COLUMNS)
+            del kept[index]
+        rescue.lost_frames.sort()
+        rescue.lost_results.sort()
+        rescue.written, rescue.analysed = int(table["written"].sum()), len(kept)
+        _write(new, table, list(kept.values()), [events])
+        _conclude(new, table, rescue, path)
+    return rescue
+
+
+def _read_column(frames: h5py.Group, name: str, rescue: Rescue) -> NDArray[Any]:
+    """A column as far as it can be read, with fill values for chunks that cannot."""
+    try:
+        column = frames[name]
+        values = np.full(len(column), _ALL_COLUMNS[name][1], column.dtype)
+    except _DAMAGE as error:
+        rescue.notes.append(f"the column '{name}' cannot be read: {_why(error)}")
+        return np.empty(0, _ALL_COLUMNS[name][0])
+    for part in column.iter_chunks() if len(column) else ():
+        with suppress(*_DAMAGE):  # its frames fail their check
+            values[part] = column[part]
+    return values
+
+
+def _read_table(damaged: h5py.File, name: str, rescue: Rescue) -> NDArray[Any]:
+    table = damaged[name]
+    parts, lost = [np.empty(0, table.dtype)], 0
+    for part in table.iter_chunks() if len(table) else ():
+        try:
+            parts.append(table[part])
+        except _DAMAGE:
+            lost += part[0].stop - part[0].start
+    if lost:
+        rescue.notes.append(f"{lost} of {len(table)} rows of '{name}' cannot be read")
+    return np.concatenate(parts)
+
+
+def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[np.bool_]:
+    """Which rows hold what their check says, or were never written."""
+    n = len(table)
+    if check not in (table.dtype.names or ()):
+        return np.ones(n, bool)
+    covers = json.loads(frames[check].attrs["covers"])
+    if missing := set(covers) - set(table.dtype.names or ()):
+        raise RunFileError(f"the columns {sorted(missing)} are missing")
+    packed = np.empty(n, [(name, frames[name].dtype) for name in covers])
+    for name in covers:
+        packed[name] = table[name]
+    blank = np.empty(1, packed.dtype)
+    for name in covers:
+        blank[name] = _ALL_COLUMNS[name][1]
+    never = blank.tobytes()
+    rows = [row.tobytes() for row in packed]
+    return np.array(
+        [
+            told == zlib.crc32(row) or (told == -1 and row == never)
+            for told, row in zip(table[check], rows, strict=True)
+        ],
+        bool,
+    )
+
+
+def _copy_group(
+    source: h5py.Group, target: h5py.Group, damaged: h5py.File, rescue: Rescue, made: dict[Any, Any]
+) -> None:
+    """Copy a group with all below; stacks and tables are made empty. Hard links stay hard links."""
+    stacks = (damaged[layout.RAW], damaged[layout.MASK])
+    tables = (damaged[layout.OBJECTS], damaged[layout.EVENTS], *damaged[layout.FRAMES].values())
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
+    for name in source:
+        try:
+            item = source[name]
+            if item in made:
+                target[name] = made[item]
+                continue
+            if isinstance(item, h5py.Group):
+                made[item] = target.create_group(name)
+                _copy_group(item, made[item], damaged, rescue, made)
+                continue
+            if item in stacks:
+                made[item] = new_stack(target, name, item.shape[1:], item.dtype, item.fillvalue)
+            elif item in tables:
+                made[item] = target.create_dataset(
+                    name, (0, *item.shape[1:]), item.dtype, maxshape=item.maxshape, chunks=item.chunks,
+                    fillvalue=item.fillvalue, compression=item.compression, compression_opts=item.compression_opts,
+                )  # fmt: skip
+            else:
+                source.copy(item, target, name)
+                made[item] = target[name]
+                continue
+            for key, value in item.attrs.items():
+                made[item].attrs[key] = value
+        except _DAMAGE as error:
+            rescue.notes.append(f"'{source.name}/{name}' cannot be read: {_why(error)}")
+
+
+def _copy_chunk(source: h5py.Dataset, target: h5py.Dataset, index: int, told: int) -> bool:
+    """Copy an image; False where it is missing or fails a check."""
+    try:
+        if not _has_chunk(source, index):
+            return False
+        chunk = pack(source[index])
+    except _DAMAGE:
+        return False
+    if told not in (-1, chunk.crc32):
+        return False
+    target.id.write_direct_chunk((index, 0, 0), chunk.data)
+    return True
+
+
+def _has_chunk(stack: h5py.Dataset, index: int) -> bool:
+    try:
+        return index < len(stack) and bool(stack.id.get_chunk_info_by_coord((index, 0, 0)).size)
+    except _DAMAGE:
+        return False
+
+
+def _value(row: NDArray[Any], name: str) -> int:
+    return int(row[name][0]) if name in (row.dtype.names or ()) else -1
+
+
+def _search(file: io.BufferedReader, target: h5py.Dataset, missing: dict[int, list[int]]) -> list[int]:
+    """Look for images that HDF5 does not find, by their CRC-32, in all of the file; returns those that are not there."""
+    unknown = missing.pop(-1, [])
+    if missing:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for chunk, image in find_chunks(data, target.shape[1:], target.dtype):
+                for index in missing.pop(crc32(image), ()):
+                    target.id.write_direct_chunk((index, 0, 0), chunk)
+                if not missing:
+                    break
+    return [*unknown, *(index for indices in missing.values() for index in indices)]
+
+
+def _clear(row: NDArray[Any], kind: dict[str, tuple[Any, float, str, str]]) -> None:
+    for name in set(kind) & set(row.dtype.names or ()):
+        row[name] = kind[name][1]
+
+
+def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], events: list[NDArray[Any]]) -> None:
+    frames = new[layout.FRAMES]
+    for check in set(layout.CHECKS) & set(table.dtype.names or ()):
+        covers = json.loads(frames[check].attrs["covers"])
+        packed = np.empty(len(table), [(name, table.dtype[name]) for name in covers])
+        for name in covers:
+            packed[name] = table[name]
+        known = table[check] >= 0
+        table[check][known] = [zlib.crc32(row.tobytes()) for row in packed[known]]
+    for name in table.dtype.names or ():
+        frames[name].resize(len(table), axis=0)
+        frames[name][:] = table[name]
+    for name, rows in ((layout.OBJECTS, objects), (layout.EVENTS, events)):
+        append(new[name], rows)
+
+
+def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue, path: Path) -> None:
+    """Write the counters of what is in the new file: received is what the damaged file knows of."""
+    counters = Counters(received=rescue.frames, analysed=rescue.analysed, written=rescue.written)
+    damaged = len(rescue.lost_frames)
+    counters.not_written = {
+        cause: count
+        for cause, count in (("damaged", damaged), ("not_recorded", rescue.frames - rescue.written - damaged))
+        if count
+    }
+    causes = Counter(int(cause) for cause in table["skipped"] if cause != Skipped.NOT_SKIPPED)
+    counters.not_analysed = {Skipped(cause).name.lower(): count for cause, count in sorted(causes.items())}
+    counters.camera_lost = int(table["camera_lost"].sum())
+    message = (
+        f"recovered from '{path.name}': {rescue.written} of {rescue.frames} frames with {rescue.analysed} results; "
+        "frames after its last flush are not known"
+    )
+    last_ns = int(max(table["written_ns"], default=0))
+    summary = {
+        "status": "recovered",
+        "exit_status": 1,
+        "message": message,
+        "frames": counters.as_dict(),
+        "latency_ms": {},
+    }
+    event = np.array([(last_ns, -1, b"recovered", message.encode()[:1000])], layout.EVENT_DTYPE)
+    append(new[layout.EVENTS], [event])
+    for name, value in (
+        (layout.SUMMARY, json.dumps(summary).encode()),
+        ("entry/end_time", iso(last_ns).encode()),
+        ("entry/exit_status", 1),
+    ):
+        if name in new:
+            new[name][()] = value
+
+
+def _why(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
