@@ -1,0 +1,7 @@
+"""Field programmes with feedback: what is planned, what rules decide, and what comes out."""
+
+from realtime_skyseg.experiment.controller import Experiment, Outcome
+from realtime_skyseg.experiment.replay import redecide
+from realtime_skyseg.experiment.rules import Seen
+
+__all__ = ["Experiment", "Outcome", "Seen", "redecide"]

@@ -1,0 +1,317 @@
+"""The experiment's thread: tells the machine what happens, and carries out what it orders."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from realtime_skyseg.config import FieldSettings
+from realtime_skyseg.errors import FieldError, SettingsError
+from realtime_skyseg.experiment.machine import (
+    Demagnetise,
+    Finished,
+    GivePulse,
+    Machine,
+    Moment,
+    Note,
+    Order,
+    Row,
+    SetField,
+    Told,
+)
+from realtime_skyseg.experiment.replay import replay
+from realtime_skyseg.experiment.rules import Seen, seen, sources
+from realtime_skyseg.field import FieldGuard
+from realtime_skyseg.pipeline import Latency, Pipeline
+from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings
+from realtime_skyseg.records import Event, Result, TableRow
+
+log = logging.getLogger(__name__)
+
+#: Results that may wait for the thread; then the oldest is left out.
+_WAITING = 64
+
+#: Rows that may wait for the run file: ten minutes' worth.
+_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an experiment ended."""
+
+    status: Literal["complete", "stopped", "aborted", "fault"]
+    message: str
+    steps: int  # rows of the table
+    decisions: int
+    decision_ms: dict[str, float | None]  # frame handed over by the camera to the order accepted by the field guard
+
+
+class Experiment:
+    """A field programme with its rules, on a running pipeline. Owns a thread, from `start` until `close`.
+
+    Args:
+        settings: programme, rules, interlocks.
+        magnet: the section `field`.
+        field: the magnet; belongs to the caller.
+        resume: run file of an experiment that broke off, which goes on.
+
+    Raises:
+        SettingsError: a Python rule cannot be loaded, or the file to resume has another experiment.
+        RunFileError: it cannot be read.
+    """
+
+    def __init__(
+        self, settings: ExperimentSettings, magnet: FieldSettings, field: FieldGuard, resume: Path | None = None
+    ) -> None:
+        self._field = field
+        self._resume = resume
+        self._past_s = 0.0
+        self._rows_before = 0
+        if resume is None:
+            try:
+                self._machine = Machine(settings, magnet)
+            except ValueError as error:
+                raise SettingsError(f"experiment.{error}") from None
+        else:
+            past = replay(resume, settings, magnet)
+            if past.machine.finished:
+                ended = past.machine.finished
+                raise SettingsError(
+                    f"--resume: the experiment in '{resume}' is over ({ended.status}); allowed: one that broke off"
+                )
+            self._machine, self._past_s = past.machine, past.now_s
+            self._rows_before = len(past.steps)
+        self.texts = {
+            "resumed_from": str(resume.resolve()) if resume else "",
+            "python_rules": json.dumps(sources(settings.rules)),
+        }
+        self._pipeline: Pipeline | None = None
+        self._changed = threading.Condition()
+        self._results: deque[Result] = deque(maxlen=_WAITING)
+        self._requests: deque[Told] = deque(maxlen=100)
+        self._closing = False
+        self._begun_s = time.perf_counter()
+        self._rows: deque[TableRow] = deque(maxlen=_ROWS)
+        self._steps = self._decisions = 0
+        self._latency = Latency()
+        self.table: deque[dict[str, Any]] = deque(maxlen=1000)  # the last rows of the table of steps, for display
+        self._thread = threading.Thread(target=self._run, name="skyseg-experiment")
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while it runs."""
+        finished = self._machine.finished
+        if finished is None:
+            return None
+        return Outcome(finished.status, finished.message, self._steps, self._decisions, self._latency.percentiles_ms())
+
+    def start(self, pipeline: Pipeline) -> None:
+        """Begin; every result of the pipeline is seen from now on."""
+        self._pipeline = pipeline
+        pipeline.on_result = self._offer
+        self._begun_s = time.perf_counter() - self._past_s
+        if self._resume:
+            self._requests.append(Told.RESUMED)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Stand still at the field of now. For any thread, like the other requests."""
+        self._request(Told.PAUSE)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._request(Told.RESUME)
+
+    def abort(self) -> None:
+        """Go to the safe state, and end."""
+        self._request(Told.ABORT)
+
+    def close(self) -> None:
+        """End, aborting what is under way; the field goes to its safe state. Safe to call twice."""
+        if self._thread.is_alive():
+            self._request(Told.ENDED)
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join()
+
+    def status(self) -> dict[str, Any]:
+        """For the control socket and displays."""
+        machine = self._machine
+        step, finished = machine.step, machine.finished
+        return {
+            "state": finished.status
+            if finished
+            else "paused"
+            if machine.paused
+            else "waits"
+            if machine.waiting
+            else "runs",
+            "step": step.plan if step else None,
+            "steps": len(machine.steps),
+            "part": step.part if step else None,
+            "target_mT": machine.target_mT if math.isfinite(machine.target_mT) else None,
+            "decisions": self._decisions,
+        }
+
+    # --- other threads ---
+
+    def _offer(self, result: Result) -> None:
+        with self._changed:
+            self._results.append(result)
+            self._changed.notify_all()
+
+    def _request(self, told: Told) -> None:
+        with self._changed:
+            self._requests.append(told)
+            self._changed.notify_all()
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while self._machine.finished is None:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._results or self._requests, AC_POINT_S)
+                    requests, results = list(self._requests), list(self._results)
+                    self._requests.clear()
+                    self._results.clear()
+                if self._field.fault:
+                    requests.append(Told.FAULT)
+                for told in requests:
+                    self._tell(self._moment(told))
+                for result in results:
+                    self._tell(self._moment(Told.FRAME, result), result)
+                if not (requests or results):
+                    self._tell(self._moment(Told.TICK))
+                self._hand_over()
+        except Exception as error:
+            # Whatever it is: the field is made safe, and the run says why it ended.
+            log.exception("the experiment broke off")
+            self._machine.finished = Finished("fault", f"the experiment broke off: {error!r}")
+        finally:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        finished = self._machine.finished
+        assert finished is not None
+        assert self._pipeline is not None
+        self._pipeline.on_result = None
+        message = f"{finished.status}: {finished.message}" if finished.message else finished.status
+        with suppress(FieldError):  # then the guard has made it safe, or is at it
+            self._field.safe(f"the experiment ended, {message}")
+        self._note(Note("experiment_ended", message))
+        deadline = time.monotonic() + 5
+        while self._rows and time.monotonic() < deadline:
+            self._hand_over()
+            if self._rows:
+                time.sleep(0.02)
+        self._pipeline.stop()
+
+    def _moment(self, told: Told, result: Result | None = None) -> Moment:
+        reading = self._field.latest
+        now_s = time.perf_counter() - self._begun_s
+        known = math.nan if reading.set_mT is None else reading.set_mT
+        if result is None:
+            return Moment(told, time.time_ns(), now_s, reading.time_ns, reading.field_mT, known, reading.settled)
+        frame = result.frame
+        taken_s = frame.handed_ns / 1e9 - self._begun_s
+        return Moment(
+            told, time.time_ns(), now_s, reading.time_ns, reading.field_mT, known, reading.settled, frame.index,
+            taken_s, see(result, taken_s),
+        )  # fmt: skip
+
+    def _tell(self, moment: Moment, result: Result | None = None) -> None:
+        """Let the machine answer, and do what it orders."""
+        self._rows.append(
+            TableRow(
+                "inputs",
+                {
+                    "told": int(moment.told),
+                    "time_ns": moment.time_ns,
+                    "now_s": moment.now_s,
+                    "reading_ns": moment.reading_ns,
+                    "field_mT": moment.field_mT,
+                    "set_mT": moment.set_mT,
+                    "settled": moment.settled,
+                    "frame": moment.frame,
+                    "taken_s": moment.taken_s,
+                },
+            )
+        )
+        decided = False
+        for order in self._machine.advance(moment):
+            decided = decided or (isinstance(order, Row) and order.table == "decisions")
+            try:
+                self._do(order, moment)
+            except FieldError as error:
+                self._note(Note("experiment_refused", str(error), moment.frame))
+                self._tell(self._moment(Told.REFUSED))
+                return
+            if decided and result is not None and isinstance(order, SetField | GivePulse):
+                self._latency.add(time.perf_counter_ns() - result.frame.handed_ns)
+                decided = False
+
+    def _do(self, order: Order, moment: Moment) -> None:
+        match order:
+            case SetField():
+                self._field.set_mT(order.field_mT)
+            case GivePulse():
+                self._field.pulse(order.in_plane_mT, order.seconds)
+            case Demagnetise():
+                self._field.demagnetise(order.amplitude_mT, order.ratio, order.smallest_mT, order.dwell_s)
+            case Row():
+                self._rows.append(TableRow(order.table, order.values))
+                if order.table == "steps":
+                    self._steps += 1
+                    self.table.append(order.values)
+                else:
+                    self._decisions += 1
+                    self._tell_decision(order.values, moment)
+            case Note():
+                self._note(order)
+            case Finished():
+                pass
+
+    def _tell_decision(self, values: dict[str, Any], moment: Moment) -> None:
+        """A decision as an event, with all that led to it."""
+        told = {
+            "rule": values["rule"],
+            "action": values["action"],
+            "old_mT": values["old_mT"],
+            "new_mT": values["new_mT"],
+            "acted": bool(values["acted"]),
+            "reason": values["reason"],
+            "inputs": json.loads(values["inputs"]),
+        }
+        plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in told.items()}
+        self._note(Note("decision", json.dumps(plain), moment.frame))
+
+    def _note(self, note: Note) -> None:
+        assert self._pipeline is not None
+        self._pipeline.note(Event(time.time_ns(), note.kind, note.message, note.frame), wait=False)
+
+    def _hand_over(self) -> None:
+        """Rows to the recorder, as soon as it has a place; this thread never waits for the disk."""
+        assert self._pipeline is not None
+        if not self._rows:
+            return
+        rows = list(self._rows)
+        if self._pipeline.rows(rows):
+            self._rows.clear()
+
+
+def see(result: Result, taken_s: float) -> Seen:
+    """What rules see of a result.
+
+    No score of the model's domain exists yet: where one comes, as an attribute `domain` of the segmentation, it has to
+    be a column of the run file too, or deciding again would not have it.
+    """
+    domain = getattr(result.segmentation, "domain", None)
+    return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, domain)

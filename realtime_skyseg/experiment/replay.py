@@ -1,0 +1,152 @@
+"""A run told to the machine again, from its file: the same decisions, and the state to go on from after a kill."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realtime_skyseg.config import Config, FieldSettings, validate
+from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.experiment.machine import Machine, Moment, Row, Told
+from realtime_skyseg.experiment.rules import Seen, sources
+from realtime_skyseg.programme import ExperimentSettings
+from realtime_skyseg.records import Skipped
+from realtime_skyseg.storage import Run, open_run
+
+
+@dataclass
+class Past:
+    """What a run file says happened, decided again."""
+
+    machine: Machine
+    now_s: float = 0.0  # of the last moment
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    own: tuple[int, int] = (0, 0)  # rows of both before this file, where it goes on from another one
+    missing: int = -1  # frame whose result is not in the file, so that its end could not be told; -1: none
+
+
+def settings_of(run: Run) -> Config:
+    """The settings that a run was made with. Raises `SettingsError` where they are not valid any more."""
+    return validate(run.config)
+
+
+def replay(path: Path, settings: ExperimentSettings | None = None, magnet: FieldSettings | None = None) -> Past:
+    """Tell a new machine everything that the run's was told.
+
+    Args:
+        path: the run file, finished or not; where it went on from another one, that is read first.
+        settings: other than the file's own, to see what they would have decided.
+        magnet: likewise.
+
+    Raises:
+        RunFileError: there is no such file, or no experiment in it.
+        SettingsError: its settings, or the file of a Python rule, are not what they were.
+    """
+    with open_run(path) as run:
+        experiment = run.experiment
+        if experiment is None:
+            raise RunFileError(f"run file '{path}' has no experiment")
+        config = settings_of(run)
+        settings = settings or config.experiment
+        magnet = magnet or config.field
+        if settings is None or magnet is None:
+            raise RunFileError(f"run file '{path}' has no settings of an experiment")
+        before = experiment["resumed_from"]
+        if before:
+            past = replay(_found(Path(before), path), settings, magnet)
+            past.own = (len(past.steps), len(past.decisions))
+        else:
+            past = Past(Machine(settings, magnet))
+        for moment in _moments(run, experiment["inputs"], past):
+            past.now_s = moment.now_s
+            for order in past.machine.advance(moment):
+                if isinstance(order, Row):
+                    (past.steps if order.table == "steps" else past.decisions).append(order.values)
+    return past
+
+
+def _found(before: Path, path: Path) -> Path:
+    """A file that was resumed: where it was, or beside the one that went on; perhaps finished or recovered since."""
+    plain = before.name.removesuffix(".partial")
+    names = [before.name, plain, f"{plain}.partial", f"{plain.removesuffix('.h5')}.recovered.h5"]
+    for folder in (before.parent, path.parent):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise RunFileError(f"run file '{path}' goes on from '{before}', which does not exist")
+
+
+def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:
+    """What the machine was told, with the results from the file."""
+    table, objects = run.table, run.objects()
+    first = np.searchsorted(objects["frame"], np.arange(len(table) + 1))
+    has_domain = "domain" in (table.dtype.names or ())
+    for row in inputs:
+        told, frame = Told(int(row["told"])), int(row["frame"])
+        common = (
+            told, int(row["time_ns"]), float(row["now_s"]), int(row["reading_ns"]), float(row["field_mT"]),
+            float(row["set_mT"]), bool(row["settled"]),
+        )  # fmt: skip
+        if told != Told.FRAME:
+            yield Moment(*common)
+            continue
+        if frame >= len(table) or table["skipped"][frame] != Skipped.NOT_SKIPPED:
+            past.missing = frame  # a kill took the end of the file: what came after cannot be told either
+            return
+        values, taken_s = table[frame], float(row["taken_s"])
+        score = float(values["domain"]) if has_domain else math.nan
+        yield Moment(
+            *common, frame, taken_s,
+            Seen(
+                frame, taken_s, float(values["field_mT"]), int(values["count"]), int(values["stripes"]),
+                float(values["area_fraction"]), objects[first[frame] : first[frame + 1]],
+                None if math.isnan(score) else score,
+            ),
+        )  # fmt: skip
+
+
+def redecide(path: str | Path) -> list[str]:
+    """Decide a run again from its file, and compare step by step; one sentence per difference, none where all agree.
+
+    Raises as `replay`.
+    """
+    path = Path(path)
+    past = replay(path)
+    differences = []
+    with open_run(path) as run:
+        experiment = run.experiment
+        config = settings_of(run)
+        assert experiment is not None
+        assert config.experiment is not None
+        known = json.loads(experiment["python_rules"] or "{}")
+        for file, digest in sources(config.experiment.rules).items():
+            if known.get(file) != digest:
+                differences.append(f"the Python rule in '{file}' is not the one that the run used")
+        for name, again in (("decision", past.decisions[past.own[1] :]), ("step", past.steps[past.own[0] :])):
+            rows = experiment[f"{name}s"]
+            whole = run.state == "finished"
+            if len(rows) != len(again) and (whole or len(again) < len(rows)) and past.missing < 0:
+                differences.append(f"{len(rows)} {name}s are in the file, {len(again)} were reached again")
+            for number, (row, values) in enumerate(zip(rows, again, strict=False)):
+                differences += [
+                    f"{name} {number}: {column} is {_shown(row[column])} in the file, {_shown(values[column])} again"
+                    for column in rows.dtype.names
+                    if not _same(row[column], values[column], rows.dtype[column])
+                ]
+    return differences
+
+
+def _same(stored: Any, again: Any, kind: np.dtype[Any]) -> bool:
+    if kind.kind == "S":
+        return bool(stored == np.array(again.encode(), kind))
+    value = np.array(again, kind)
+    return bool(stored == value) or bool(kind.kind == "f" and np.isnan(stored) and np.isnan(value))
+
+
+def _shown(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else f"{value}"
