@@ -1,11 +1,14 @@
 """The `skyseg` command. Parses, calls, prints; everything else is elsewhere."""
 
 import argparse
+import csv
 import json
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,20 @@ from realtime_skyseg.errors import SettingsError, SkysegError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 all well, 1 lost frames or a fault, 2 wrong use or settings."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.CRITICAL, format="%(levelname)s %(name)s: %(message)s"
-    )
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "added" in options:
+        options.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setLevel(logging.INFO if options.verbose else logging.CRITICAL)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[to_stderr])
     try:
+        if getattr(options, "log", None):
+            from realtime_skyseg.log_file import log_to
+
+            log_to(options.log)
         status: int = options.command(options)
     except SkysegError as error:
         print(f"skyseg: {error}", file=sys.stderr)
@@ -45,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run_options = argparse.ArgumentParser(add_help=False, parents=[settings])
     run_options.add_argument("--json", action="store_true", help="print the summary as one JSON object last")
+    run_options.add_argument("--log", type=Path, metavar="FILE", help="log what happens, one JSON object per line")
     run_options.add_argument("--plot", type=Path, metavar="PNG", help="draw the run when it has ended")
 
     command = commands.add_parser("demo", parents=[run_options], help="the main job on the bundled synthetic recording")
@@ -56,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("watch", help="print a running service's stream")
     command.add_argument("address", nargs="?", help="of the service, tcp://HOST:PORT; default: that of the settings")
     command.add_argument("--once", action="store_true", help="leave at the end of the run")
+    command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=_watch)
 
     command = commands.add_parser("tell", help="ask something of a running service over its control socket")
@@ -63,7 +77,13 @@ def _parser() -> argparse.ArgumentParser:
                          "take_background")  # fmt: skip
     command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="for example field_mT=12.5")
     command.add_argument("--address", help="of the control socket; default: tcp://127.0.0.1:5556")
+    command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=_tell)
+
+    command = commands.add_parser("keys", help="make keys, so that other machines may connect")
+    command.add_argument("folder", type=Path, help="of the service's keys; made if absent")
+    command.add_argument("--client", default="client", metavar="NAME", help="make keys for a client of this name")
+    command.set_defaults(command=_keys)
 
     command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
@@ -74,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path)
     command.add_argument("--plot", type=Path, metavar="PNG", help="draw the run")
     command.set_defaults(command=_info)
+
+    command = commands.add_parser("recover", help="rescue run files that were killed, cut or damaged")
+    command.add_argument("file", type=Path, nargs="+", help="NAME.h5.partial; what is whole goes to NAME.recovered.h5")
+    command.add_argument("--json", action="store_true", help="print what was rescued as one JSON object per file, last")
+    command.set_defaults(command=_recover)
+
+    command = commands.add_parser("table", help="export a run's numbers as CSV: one line per frame")
+    command.add_argument("file", type=Path)
+    command.add_argument("--objects", action="store_true", help="one line per object instead")
+    command.add_argument("--out", type=Path, metavar="CSV", help="default: standard output")
+    command.set_defaults(command=_table)
 
     command = commands.add_parser("models", help="list the shipped models")
     command.set_defaults(command=_models)
@@ -99,6 +130,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", type=Path, metavar="DIR", help="draw curves and the worst images")
     command.set_defaults(command=_evaluate)
 
+    command = commands.add_parser("bench", help="latency of this machine, stage by stage, engine by engine")
+    command.add_argument("--model", action="append", help="a shipped model or a file; may be repeated; default: compact")
+    command.add_argument("--engine", action="append", choices=("auto", "torch", "openvino"), help="may be repeated")
+    command.add_argument("--size", action="append", metavar="HEIGHTxWIDTH", help="of the frames; may be repeated; "
+                         "default: those of the recording")  # fmt: skip
+    command.add_argument("--rate-hz", action="append", metavar="HZ", help="a number, or max: as fast as it goes; may be "
+                         "repeated; default: 25")  # fmt: skip
+    command.add_argument("--seconds", type=float, default=10.0, help="of each run; default: %(default)s")
+    command.add_argument("--source", default="bundled", help="a recording; default: %(default)s")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    command.set_defaults(command=_bench)
+
     command = commands.add_parser("import", help="turn a lab's .keras model into one of the product's")
     command.add_argument("file", type=Path, help="the .keras file")
     command.add_argument("--out", type=Path, help="the model file to write; default: FILE.safetensors")
@@ -116,7 +159,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--blur-px", type=float, default=1.5, help="sigma of the blur before; default: %(default)s")
     command.add_argument("--bright", action="store_true", help="skyrmions are bright; default: dark")
     command.set_defaults(command=_threshold)
+
+    for entry in entry_points(group="realtime_skyseg.commands"):  # each reads its own arguments
+        command = commands.add_parser(entry.name, add_help=False, help=f"see `skyseg {entry.name} --help`")
+        command.set_defaults(command=_added, added=entry)
     return parser
+
+
+def _added(options: argparse.Namespace) -> int:
+    """A command of another package: a function that takes the arguments after its name, and returns an exit status."""
+    status: int = options.added.load()(options.rest)
+    return status
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -164,7 +217,7 @@ def _watch(options: argparse.Namespace) -> int:
     from realtime_skyseg.config import DEFAULT_ADDRESS
     from realtime_skyseg.streaming import Subscriber
 
-    with Subscriber(options.address or DEFAULT_ADDRESS) as subscriber:
+    with Subscriber(options.address or DEFAULT_ADDRESS, keys=options.keys) as subscriber:
         terminal.show_stream(terminal.console(), subscriber, options.once)
     return 0
 
@@ -184,8 +237,17 @@ def _tell(options: argparse.Namespace) -> int:
             equals = ""
         if not equals:
             raise SettingsError(f"'{pair}': allowed: KEY=VALUE, for example field_mT=12.5")
-    with Control(options.address or DEFAULT_CONTROL_ADDRESS) as service:
+    with Control(options.address or DEFAULT_CONTROL_ADDRESS, keys=options.keys) as service:
         print(json.dumps(service.ask(options.do, **values), indent=1))
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from realtime_skyseg.streaming.access import make_keys
+
+    given = make_keys(options.folder, options.client)
+    print(f"settings of the service: access.keys: {options.folder}")
+    print(f"give to the client, and then delete here: {given}")
     return 0
 
 
@@ -216,6 +278,45 @@ def _info(options: argparse.Namespace) -> int:
 
             plot_run(run, options.plot)
             print(f"picture: {options.plot}")
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from realtime_skyseg.storage import recover
+
+    status = 0
+    records = []
+    for file in options.file:
+        try:
+            rescue = recover(file)
+        except SkysegError as error:
+            print(f"skyseg: {error}", file=sys.stderr)
+            records.append({"file": str(file), "recovered": None, "message": str(error)})
+            status = max(status, error.exit_status)
+            continue
+        print(f"{file}: {rescue.sentence()}")
+        records.append({"file": str(file), **rescue.as_dict()})
+        status = max(status, 0 if rescue.whole else 1)
+    if options.json:
+        for record in records:
+            print(json.dumps(record))
+    return status
+
+
+def _table(options: argparse.Namespace) -> int:
+    from realtime_skyseg.storage import open_run
+
+    with open_run(options.file) as run:
+        rows = run.objects() if options.objects else run.table
+    try:
+        with options.out.open("w", newline="") if options.out else nullcontext(sys.stdout) as out:
+            lines = csv.writer(out)
+            lines.writerow(rows.dtype.names if options.objects else ["frame", *rows.dtype.names])
+            lines.writerows(rows.tolist() if options.objects else ([k, *row] for k, row in enumerate(rows.tolist())))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise SettingsError(f"--out: '{options.out}' cannot be written: {error.strerror}") from error
     return 0
 
 
@@ -259,10 +360,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     terminal.show_scores(terminal.console(), scores.as_dict())
     if options.json:
         record = {"model": segmenter.model.name, "engine": segmenter.engine.name, **scores.as_dict()}
-        try:
-            options.json.write_text(json.dumps(record, indent=1))
-        except OSError as error:
-            raise SettingsError(f"--json: '{options.json}' cannot be written: {error.strerror}") from error
+        _write_json(options.json, record)
     sureness = scores.sureness()
     if options.plot and sureness:
         from realtime_skyseg.plots import plot_cases, plot_sureness
@@ -273,6 +371,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from realtime_skyseg.bench import bench, cases_of, report
+
+    rates = []
+    for text in options.rate_hz or ["25"]:
+        try:
+            rates.append(None if text == "max" else float(text))
+        except ValueError:
+            raise SettingsError(f"--rate-hz '{text}': allowed: frames per second, or max") from None
+    models, engines = options.model or ["compact"], options.engine or ["auto"]
+    figures = bench(cases_of(models, engines, options.size or [], rates, options.seconds, options.source))
+    report(figures, print)
+    if options.json:
+        _write_json(options.json, figures)
+    return 0
+
+
 def _import(options: argparse.Namespace) -> int:
     from realtime_skyseg.segmentation.keras_file import import_keras
 
@@ -280,6 +395,13 @@ def _import(options: argparse.Namespace) -> int:
     classes = [name.strip() for name in options.classes.split(",")]
     print(f"model: {import_keras(options.file, classes, out)}")
     return 0
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(record, indent=1))
+    except OSError as error:
+        raise SettingsError(f"--json: '{path}' cannot be written: {error.strerror}") from error
 
 
 def _threshold(options: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ from realtime_skyseg import devices
 from realtime_skyseg.calibration import Calibration
 from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.programme import ExperimentSettings
+from realtime_skyseg.programme import check as check_programme
 
 #: Where the stream is, unless the settings say otherwise.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
@@ -156,6 +158,51 @@ class AnalysisSettings(Section):
     """Policy `every`: frames that may wait for analysis. Then a recording waits, a live camera's frame is skipped."""
 
 
+class PrepareSettings(Section):
+    """From a microscope's raw image to a difference image, frame by frame; absent: frames are segmented as they are."""
+
+    background: Annotated[str, Field(min_length=1)] = "none"
+    """Image that is subtracted: `none`; `take`: the mean of the next frames, on request (`skyseg tell
+    take_background`); `rolling_median` of the frames before, where what is sought moves; or the path of an image or a
+    run file."""
+    median_frames: Annotated[int, Field(ge=3, le=101)] = 15
+    """Frames of the rolling median."""
+    median_every: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Every so manieth analysed frame is one of them; the background is renewed as often."""
+    drift: bool = False
+    """True: how far each frame has moved is measured, and the background is shifted onto it."""
+    drift_quality: Annotated[float, Field(ge=0)] = 8.0
+    """Where the correlation's peak is lower (in its standard deviations; chance reaches 5), the last drift is held."""
+    average_frames: Annotated[int, Field(ge=1, le=64)] = 1
+    """Mean of the last so many analysed frames."""
+    crop_px: tuple[int, int, int, int] | None = None
+    """[left, top, width, height] of what is analysed; masks keep the frame's size, with class outside beyond it."""
+    flat_field: Annotated[str, Field(min_length=1)] = "none"
+    """Evens out the illumination: `none`; `background`: what is smooth in the background; or an image file of it."""
+
+    @property
+    def background_path(self) -> str | None:
+        """The background's file, where it comes from one."""
+        return None if self.background in ("none", "take", "rolling_median") else self.background
+
+    @property
+    def flat_field_path(self) -> str | None:
+        """The illumination's file, where it comes from one."""
+        return None if self.flat_field in ("none", "background") else self.flat_field
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crop_px is not None:
+            left, top, width, height = self.crop_px
+            if min(left, top) < 0 or min(width, height) < 16:
+                raise ValueError(
+                    f"crop_px is {list(self.crop_px)}; allowed: [left, top, width, height], sides of 16 px or more"
+                )
+        if self.flat_field == "background" and self.background == "none":
+            raise ValueError("flat_field is 'background', but there is none; allowed: with background: take or a file")
+        return self
+
+
 class MeasureSettings(Section):
     """What counts as an object."""
 
@@ -177,7 +224,7 @@ class StreamSettings(Section):
     enabled: bool = True
     """False: nothing is published."""
     address: str = DEFAULT_ADDRESS
-    """Where to bind; port 0 takes a free one. Others than this machine are refused without `insecure: true`."""
+    """Where to bind; port 0 takes a free one. What other machines can reach needs `access.keys` or `insecure: true`."""
     insecure: bool = False
     """True: bind an address that others can reach, unencrypted and without access control."""
     queue_messages: Annotated[int, Field(ge=1, le=100_000)] = 64
@@ -194,15 +241,6 @@ class StreamSettings(Section):
     def _check_address(cls, address: str) -> str:
         return _address(address)
 
-    @model_validator(mode="after")
-    def _check_open(self) -> Self:
-        if not self.insecure and not is_loopback(self.address):
-            raise ValueError(
-                f"address '{self.address}' can be reached from other machines; "
-                "allowed: tcp://127.0.0.1:PORT, or set insecure: true"
-            )
-        return self
-
 
 class ControlSettings(Section):
     """The socket that takes requests: `skyseg tell`, `sky.Control`."""
@@ -210,14 +248,30 @@ class ControlSettings(Section):
     enabled: bool | None = None
     """False: no requests are taken; absent: as `stream.enabled`."""
     address: str | None = None
-    """Where to bind; absent: the stream's address, one port higher (port 0: a free one). Only this machine."""
+    """Where to bind; absent: on this machine, one port above the stream's (port 0: a free one). What other machines can
+    reach needs `access.keys`.
+    """
 
     @field_validator("address")
     @classmethod
     def _check_address(cls, address: str | None) -> str | None:
-        if address is not None and not is_loopback(_address(address)):
-            raise ValueError("can be reached from other machines; allowed: tcp://127.0.0.1:PORT")
-        return address
+        return None if address is None else _address(address)
+
+
+class AccessSettings(Section):
+    """Who may connect to the stream and to the control socket."""
+
+    keys: Path | None = None
+    """Folder that `skyseg keys` has made: all connections are encrypted, and only clients whose key is in it come in.
+    Absent: no encryption, for this machine only.
+    """
+
+
+class MetricsSettings(Section):
+    """Figures for Prometheus, over HTTP."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """They are at http://127.0.0.1:PORT/metrics, for this machine only; 0: a free port; absent: nowhere."""
 
 
 class RecordSettings(Section):
@@ -230,7 +284,12 @@ class RecordSettings(Section):
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 64
     """Frames that may wait for the disk. A recording then waits; a live camera's frame is lost and counted."""
     flush_s: Annotated[float, Field(gt=0, le=60)] = 0.5
-    """Longest time that a written frame may be missing from the disk after a power cut."""
+    """Longest time between two flushes: what a kill can cost. A power cut costs the time of the disk's own cache more.
+    """
+    threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """CPU threads that compress."""
+    stall_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    """An alarm is given when the disk does not answer for so long."""
     title: str = ""
     """What this run is."""
     sample: str = ""
@@ -245,11 +304,44 @@ class Config(Section):
     camera: CameraSettings
     field: FieldSettings | None = None
     """The magnet; absent: the service has nothing to do with it."""
+    prepare: PrepareSettings | None = None
+    """What is done to a frame before it is segmented; absent: nothing."""
     analysis: AnalysisSettings = AnalysisSettings()
     measure: MeasureSettings = MeasureSettings()
     stream: StreamSettings = Field(default_factory=StreamSettings)
     control: ControlSettings = ControlSettings()
+    access: AccessSettings = AccessSettings()
+    metrics: MetricsSettings = MetricsSettings()
     record: RecordSettings = RecordSettings()
+    experiment: ExperimentSettings | None = None
+    """A field programme and its rules; absent: the field stays, unless somebody asks for another one."""
+
+    @model_validator(mode="after")
+    def _check_experiment(self) -> Self:
+        if self.experiment is not None:
+            if self.field is None:
+                raise ValueError("experiment: a field programme needs a magnet; allowed: with a section field")
+            try:
+                check_programme(self.experiment, self.field)
+            except ValueError as error:
+                raise ValueError(f"experiment.{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_open(self) -> Self:
+        stream, control = self.stream, self.control_address
+        if self.access.keys is None:
+            if stream.enabled and not stream.insecure and not is_loopback(stream.address):
+                raise ValueError(
+                    f"stream.address: '{stream.address}' can be reached from other machines; allowed: "
+                    "tcp://127.0.0.1:PORT, with keys (access.keys, see skyseg keys), or with stream.insecure: true"
+                )
+            if control is not None and not is_loopback(control):
+                raise ValueError(
+                    f"control.address: '{control}' can be reached from other machines; allowed: tcp://127.0.0.1:PORT, "
+                    "or with keys (access.keys, see skyseg keys)"
+                )
+        return self
 
     @property
     def control_address(self) -> str | None:
@@ -468,7 +560,8 @@ def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", c
         common: keys that those others allow beside the keys of `kind`.
     """
     faults = error.errors()
-    fault = faults[0]
+    # A misspelt key is often a missing one too: the misspelling says more.
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     location = [str(part) for part in fault["loc"]]
     key = ".".join([prefix, *location] if prefix else location)
     value = fault.get("input")
@@ -489,14 +582,32 @@ def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", c
 
 
 def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys allowed at a place; in a list the place has the item's number, and the tag of its kind."""
+    kinds = [kind]
     for part in location:
-        annotation = kind.model_fields[part].annotation
-        below = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-        sections = [one for one in below if issubclass(one, BaseModel)]
-        if not sections:
-            return []
-        kind = sections[0]
-    return list(kind.model_fields)
+        tagged = [one for one in kinds if part in _tags(one)]
+        if tagged:
+            kinds = tagged
+        elif not part.isdigit():
+            kinds = [below for one in kinds if part in one.model_fields for below in _models(one, part)]
+    return list(kinds[0].model_fields) if kinds else []
+
+
+def _models(kind: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The sections that a key may hold, in whatever lists and alternatives."""
+    todo, found = [kind.model_fields[key].annotation], []
+    while todo:
+        one = todo.pop(0)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            found.append(one)
+        todo += get_args(one)
+    return found
+
+
+def _tags(kind: type[BaseModel]) -> set[Any]:
+    """What tells a kind from its alternatives: the values of `do` or `rule`."""
+    fields = (kind.model_fields.get(name) for name in ("do", "rule"))
+    return {value for one in fields if one is not None for value in get_args(one.annotation)}
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice
-from realtime_skyseg.errors import CameraError, DiskFullError, SkysegError
-from realtime_skyseg.records import Counters, Event, Frame, Result, Skipped
+from realtime_skyseg.errors import CameraError, DiskFullError, SettingsError, SkysegError
+from realtime_skyseg.preparation import Preparation, Prepared
+from realtime_skyseg.records import Background, Counters, Event, Frame, Result, Skipped, TableRow
 from realtime_skyseg.segmenter import Segmenter
-from realtime_skyseg.storage import RunWriter
+from realtime_skyseg.storage import RunWriter, crc32
 from realtime_skyseg.streaming import Publisher
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ Item = TypeVar("Item")
 
 #: The camera thread looks this often whether the run was stopped.
 _STOP_CHECK_S = 0.1
+
+#: Fill of the recorder's queue that gives an alarm, and below which the next alarm may be given.
+_ALARM_FILL, _CALM_FILL = 0.75, 0.5
 
 STAGES = ("queue", "prepare", "segment", "measure", "publish", "total")
 
@@ -47,15 +51,22 @@ class Channel(Generic[Item]):
         self._closed = False
         self._changed = threading.Condition()
 
-    def put(self, item: Item, wait: bool) -> bool:
-        """Hand an item over. False where the channel is closed, or full and `wait` is False."""
+    @property
+    def fill(self) -> float:
+        """Share of the capacity that is taken."""
+        return len(self._items) / self._capacity
+
+    def put(self, item: Item, wait: bool, timeout_s: float | None = None) -> bool:
+        """Hand an item over. False where the channel is closed, or full: at once, or with `wait` after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             if self._newest_wins and not self._closed and len(self._items) >= self._capacity:
                 self._items.clear()
             while not self._closed and len(self._items) >= self._capacity:
-                if not wait:
+                left = None if deadline is None else deadline - time.monotonic()
+                if not wait or (left is not None and left <= 0):
                     return False
-                self._changed.wait()
+                self._changed.wait(left)
             if self._closed:
                 return False
             self._items.append(item)
@@ -74,6 +85,11 @@ class Channel(Generic[Item]):
             if self._closed:
                 raise Closed
             return None
+
+    @property
+    def closed(self) -> bool:
+        """True where nothing more is taken."""
+        return self._closed
 
     def close(self) -> None:
         """Refuse further items; those inside can still be taken."""
@@ -142,17 +158,26 @@ class Pipeline:
         analysis_queue: int,
         recorder_queue: int,
         field_at: Callable[[int], tuple[float, int]] | None = None,
+        stall_s: float = 5.0,
+        preparation: Preparation | None = None,
     ) -> None:
         self._camera = camera
         self._segmenter = segmenter
+        self._preparation = preparation
         self._writer = writer
         self._publisher = publisher
         self._policy = policy
         self._field_at = field_at  # the field in mT read back nearest to a Unix time, and how long before it, in ns
         self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
         self._to_analysis: Channel[Frame] = Channel(analysis_queue, newest_wins=policy == "latest")
-        self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event] = Channel(recorder_queue)
+        self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event | Background | list[TableRow]] = Channel(
+            recorder_queue
+        )
         self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
+        self._alarms: deque[Event] = deque(maxlen=1000)  # on their way to the file, past a queue that may be full
+        self._stall_s = stall_s
+        self._stalled_s = 0.0  # that the disk has not answered so far, once that is an alarm
+        self._queue_alarm = 0.0  # fill that the last alarm was about
         self._stop = threading.Event()
         self._over = threading.Event()
         self._faults: list[str] = []
@@ -164,6 +189,7 @@ class Pipeline:
         self.counters = Counters()
         self.latency = {stage: Latency() for stage in STAGES}
         self.last: Result | None = None  # for display
+        self.on_result: Callable[[Result], None] | None = None  # called by the analysis thread: returns at once
         self.notices: deque[str] = deque(maxlen=100)  # what the camera had to say, for a display to take
         self.camera_changed = False  # the run ended because its frames have another size or pixel type from now on
         self._threads = [
@@ -196,8 +222,13 @@ class Pipeline:
         self._stop.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """True once the camera has ended."""
-        return self._over.wait(timeout_s)
+        """True once the camera has ended. Looks after the disk meanwhile."""
+        deadline = time.monotonic() + timeout_s
+        while not self._over.wait(min(max(deadline - time.monotonic(), 0.0), self._stall_s / 4)):
+            self._watch_disk()
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
     def finish(self) -> None:
         """Let everything that was received come to its end, and end the threads."""
@@ -212,6 +243,16 @@ class Pipeline:
         self._to_recorder.close()
         recorder.join()
 
+    def take_background(self, frames: int) -> None:
+        """Let the analysis make the mean of its next frames the background. For any thread.
+
+        Raises:
+            SettingsError: these settings have no background that could be taken.
+        """
+        if self._preparation is None:
+            raise SettingsError("prepare: this section is missing, so no background is subtracted; allowed: with it")
+        self._preparation.take_background(frames)
+
     def event(self, kind: str, message: str, frame: int = -1, wait: bool = True) -> None:
         """Note an event in the file and the stream. For any thread but the recorder's.
 
@@ -225,6 +266,29 @@ class Pipeline:
         log.info("%s: %s", event.kind, event.message)
         self._events.append(event)
         self._to_recorder.put(event, wait)
+
+    def rows(self, rows: list[TableRow]) -> bool:
+        """Hand rows of an experiment's tables to the recorder; False where its queue is full."""
+        return self._to_recorder.put(rows, wait=False)
+
+    def _alarm(self, kind: str, message: str) -> None:
+        """Note an event that nobody may wait for, least of all on the disk."""
+        log.warning("%s: %s", kind, message)
+        event = Event(time.time_ns(), kind, message)
+        self._events.append(event)
+        self._alarms.append(event)
+        self.notices.append(f"{kind}: {message}")
+
+    def _watch_disk(self) -> None:
+        stalled_s = self._writer.stalled_s
+        if stalled_s >= self._stall_s:
+            if not self._stalled_s:
+                waiting = f"{self._to_recorder.fill:.0%} of the recorder's queue is taken"
+                self._alarm("disk_stalled", f"the disk has not answered for {stalled_s:.1f} s; {waiting}")
+            self._stalled_s = stalled_s
+        elif self._stalled_s:
+            self._alarm("disk_back", f"the disk answers again after at least {self._stalled_s:.1f} s")
+            self._stalled_s = 0.0
 
     # --- camera thread ---
 
@@ -270,10 +334,24 @@ class Pipeline:
             self.counters.camera_lost += frame.camera_lost
             message = f"the camera lost {frame.camera_lost} frames before frame {frame.index}"
             self.event("camera_lost", message, frame.index, wait=waits)
-        if not self._to_recorder.put(frame, wait=waits):
+        taken = self._to_recorder.put(frame, wait=waits)
+        if not taken:
             _count(self.counters.not_written, "queue_full")
+        if not waits:
+            self._watch_queue(self._to_recorder.fill if taken else 1.0, frame.index)
         # What does not fit here is noticed by the analysis as a gap in the indices.
         self._to_analysis.put(frame, wait=waits and self._policy == "every")
+
+    def _watch_queue(self, fill: float, index: int) -> None:
+        """Give an alarm at 75 % and at 100 % of the recorder's queue, each once until it is half empty again."""
+        if fill < _CALM_FILL:
+            self._queue_alarm = 0.0
+        elif fill >= 1.0 > self._queue_alarm:
+            self._queue_alarm = 1.0
+            self._alarm("recorder_full", f"the recorder's queue is full at frame {index}: what comes next may be lost")
+        elif fill >= _ALARM_FILL > self._queue_alarm:
+            self._queue_alarm = fill
+            self._alarm("recorder_late", f"{fill:.0%} of the recorder's queue is taken at frame {index}")
 
     # --- analysis thread ---
 
@@ -304,19 +382,27 @@ class Pipeline:
             failing = False
             self.counters.analysed += 1
             self.last = result
-            self._to_recorder.put(result, wait=True)
+            result.source_crc32 = crc32(frame.image)
+            self._to_file(result)
+            if self.on_result:
+                self.on_result(result)
         self._serve_stream()
 
     def _analyse_frame(self, frame: Frame) -> Result:
         clock = time.perf_counter_ns
         begun = clock()
-        self._segmenter.prepare(frame.image)
+        ready = self._prepare(frame)
+        self._segmenter.prepare(frame.image if ready is None else ready.image)
         prepared = clock()
         mask = self._segmenter.segment()
         segmented = clock()
         segmentation = self._segmenter.measure(mask)
+        if self._preparation:
+            segmentation = self._preparation.place(segmentation)
         measured = clock()
         result = Result(frame, segmentation, segmented_ns=time.time_ns())
+        if ready is not None:
+            result.drift_px, result.drift_quality = ready.drift_px, ready.drift_quality
         if self._publisher:
             self._publisher.result(result)
             result.published_ns = time.time_ns()
@@ -336,9 +422,26 @@ class Pipeline:
             self.latency[stage].add(duration_ns)
         return result
 
+    def _prepare(self, frame: Frame) -> Prepared | None:
+        """The frame as the preparation leaves it; what came of it goes to the file and the stream."""
+        if self._preparation is None:
+            return None
+        ready = self._preparation(frame.image, frame.index)
+        for background in ready.backgrounds:
+            self._to_file(background)
+        for kind, message in ready.events:
+            self.event(kind, message, frame.index)
+            self.notices.append(f"{kind}: {message}")
+        return ready
+
     def _skip(self, index: int, cause: Skipped) -> None:
         _count(self.counters.not_analysed, cause.name.lower())
-        self._to_recorder.put(_SkippedFrame(index, cause), wait=True)
+        self._to_file(_SkippedFrame(index, cause))
+
+    def _to_file(self, item: Result | _SkippedFrame | Background) -> None:
+        """Wait for a place in the recorder's queue. A stalled disk so holds the analysis up, but not the heartbeat."""
+        while not self._to_recorder.put(item, wait=True, timeout_s=0.2) and not self._to_recorder.closed:
+            self._serve_stream()
 
     def _serve_stream(self) -> None:
         if self._publisher is None:
@@ -351,45 +454,65 @@ class Pipeline:
     # --- recorder thread ---
 
     def _record(self) -> None:
-        broken = full = False
+        writer, taken = self._writer, 0
+        broken = full = changed = False
         while True:
             try:
                 item = self._to_recorder.get(0.5)
             except Closed:
-                break
-            written = False
+                item, over = None, True
+            else:
+                over = False
+            taken += isinstance(item, Frame)
             try:
-                if not broken and not (full and isinstance(item, Frame)):
-                    self._write(item)
-                    written = True
-                    self._writer.flush_if_due()
+                while self._alarms and not broken:
+                    writer.add_event(self._alarms.popleft())
+                if not broken:
+                    if not (full and isinstance(item, Frame)):
+                        self._write(item)
+                    writer.flush() if over else writer.flush_if_due()
             except DiskFullError as error:
-                full = True
-                self._faults.append(str(error))
-                event = Event(time.time_ns(), "fault", str(error))
-                self._events.append(event)
-                self._writer.add_event(event)
-                self.stop()
+                if not full:
+                    full = True
+                    self._faults.append(str(error))
+                    event = Event(time.time_ns(), "fault", str(error))
+                    self._events.append(event)
+                    writer.add_event(event)
+                    self.stop()
             except Exception as error:
                 # Go on taking items, so that nobody waits for this thread, and count what is lost.
                 broken = True
                 self._faults.append(str(error))
                 log.exception("recording broke off")
                 self.stop()
-            if isinstance(item, Frame) and not written:
-                _count(self.counters.not_written, "disk")
+            self.counters.written = writer.frames_written
+            if writer.changed_frame >= 0 and not changed:
+                changed = True
+                message = f"the camera changed the image of frame {writer.changed_frame} after it handed it over"
+                self._faults.append(message)
+                self._alarm("fault", message)
+            if over:
+                break
+        while self._alarms and not broken:
+            writer.add_event(self._alarms.popleft())
+        if taken > writer.frames_written:
+            self.counters.not_written["disk"] = taken - writer.frames_written
 
-    def _write(self, item: Frame | Result | _SkippedFrame | Event | None) -> None:
+    def _write(self, item: Frame | Result | _SkippedFrame | Event | Background | list[TableRow] | None) -> None:
         match item:
             case Frame():
                 self._writer.add_frame(item)
-                self.counters.written += 1
             case Result():
                 self._writer.add_result(item)
             case _SkippedFrame():
                 self._writer.add_skipped(item.index, item.cause)
             case Event():
                 self._writer.add_event(item)
+            case Background():
+                self._writer.add_background(item)
+            case list():
+                for row in item:
+                    self._writer.add_row(row)
 
     # --- all threads ---
 

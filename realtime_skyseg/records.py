@@ -85,6 +85,7 @@ class Frame:
     camera_lost: int = 0  # frames that the camera lost right before this one, from its numbering
     received_ns: int = 0  # time.time_ns() at the hand-over
     handed_ns: int = 0  # time.perf_counter_ns() at the hand-over; latencies are measured from here
+    crc32: int = -1  # of the image's bytes as the recorder wrote them; -1: not written (yet)
 
 
 @dataclass(slots=True)
@@ -98,6 +99,15 @@ class Segmentation:
     area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE)
 
 
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A reference image that is subtracted from the frames of a run."""
+
+    image: NDArray[np.float32]  # (height, width) of a whole frame, in the camera's grey levels
+    first_frame: int  # index of the first frame that it applies to
+    source: str  # "taken", "rolling_median" or its file
+
+
 @dataclass(slots=True)
 class Result:
     """The segmentation of one frame of a run, and when it was ready."""
@@ -106,6 +116,17 @@ class Result:
     segmentation: Segmentation
     segmented_ns: int = 0  # time.time_ns() after `measure`
     published_ns: int = 0  # time.time_ns() after `publish`; 0: not published
+    drift_px: tuple[float, float] = (float("nan"), float("nan"))  # (right, down), see `Preparation`; NaN: not sought
+    drift_quality: float = float("nan")  # of the correlation's peak; where it is poor, the drift before was held
+    source_crc32: int = -1  # of the image's bytes as they were segmented; -1: not taken
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row for one of the tables of an experiment in the run file, see `storage.layout.EXPERIMENT_TABLES`."""
+
+    table: str
+    values: dict[str, Any]  # column: number, text or bool
 
 
 @dataclass(slots=True)

@@ -13,9 +13,20 @@ from typing import Any, Literal
 
 from realtime_skyseg.config import Config
 from realtime_skyseg.devices import Camera
-from realtime_skyseg.errors import ConservationError, ControlError, FieldError, RunFileError, SkysegError, StreamError
+from realtime_skyseg.errors import (
+    ConservationError,
+    ControlError,
+    FieldError,
+    RunFileError,
+    SettingsError,
+    SkysegError,
+    StreamError,
+)
+from realtime_skyseg.experiment import Experiment
 from realtime_skyseg.field import FieldGuard
+from realtime_skyseg.metrics import Metrics
 from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
+from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.records import Class, Counters, Event
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Provenance, RunWriter
@@ -64,18 +75,28 @@ class Service:
     Attributes:
         address: of the stream, once the run has begun; empty where nothing is published.
         control_address: of the control socket, once the run has begun; empty where there is none.
+        metrics_port: where Prometheus finds figures, once the run has begun; None: nowhere.
         field: the magnet, once the run has begun; None where the settings have none.
         run_file: where the run is saved, once it has begun; after a change of the camera's frames, the next file.
+        experiment: the field programme, once the run has begun; None where the settings have none.
+
+    Args:
+        config: the settings.
+        resume: run file of an experiment that broke off: it goes on, in a file beside that one.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resume: Path | None = None) -> None:
         self.config = config
+        self.experiment: Experiment | None = None
+        self._resume = resume
         self.address = ""
         self.control_address = ""
+        self.metrics_port: int | None = None
         self.run_file = Path()
         self.field: FieldGuard | None = None
         self._stop = threading.Event()
         self._pipeline: Pipeline | None = None
+        self._publisher: Publisher | None = None
         self._field_brought = False
         self._run_id = ""
 
@@ -84,6 +105,17 @@ class Service:
         self._stop.set()
         if self._pipeline:
             self._pipeline.stop()
+
+    def take_background(self, frames: int) -> None:
+        """Make the mean of the next frames that are analysed the background. From any thread, during the run.
+
+        Raises:
+            ControlError: the run has not begun.
+            SettingsError: these settings have no background that could be taken.
+        """
+        if self._pipeline is None:
+            raise ControlError("take_background: the run has not begun yet; allowed: once frames come")
+        self._pipeline.take_background(frames)
 
     def run(self, watch: Callable[[Pipeline], None] | None = None, watch_s: float = 0.25) -> Summary:
         """Run until the camera ends or `stop`.
@@ -110,20 +142,31 @@ class Service:
                 config.measure.stripe_slenderness,
                 config.measure.polarity,
             )
-            segmenter.open(camera.shape)
+            preparation = self._preparation(camera, segmenter)
+            segmenter.open(preparation.shape if preparation else camera.shape)
             if config.field:
                 self.field = FieldGuard(config.field)
                 owned.callback(self.field.close)
             publisher = None
             if config.stream.enabled:
-                publisher = Publisher(config.stream, run_id)
+                publisher = Publisher(config.stream, run_id, config.access.keys)
                 owned.callback(publisher.close)
+                self._publisher = publisher
                 self.address = publisher.address
             if config.control_address:
-                server = ControlServer(config.control_address, self._answer)
+                server = ControlServer(config.control_address, self._answer, config.access.keys)
                 owned.callback(server.close)
                 self.control_address = server.address
+            if config.metrics.port is not None:
+                metrics = Metrics(config.metrics.port, self._status, self._latency_ms)
+                owned.callback(metrics.close)
+                self.metrics_port = metrics.port
             self.run_file = first_file = self._path()
+            if config.experiment and config.field and self.field:
+                self.experiment = Experiment(config.experiment, config.field, self.field, self._resume)
+            if self._resume:
+                first_file = self._resume.with_name(self._resume.name.removesuffix(".partial"))
+                self.run_file = _next_file(first_file, 2)
             total = _Total()
             while True:
                 try:
@@ -136,7 +179,7 @@ class Service:
                         publisher.event(Event(time.time_ns(), "fault", str(error)))
                     break
                 total.add(pipeline, summary)
-                if not pipeline.camera_changed or self._stop.is_set():
+                if not pipeline.camera_changed or self._stop.is_set() or self.experiment:
                     break
                 self.run_file = _next_file(first_file, len(total.summaries) + 1)
         return total.summary(self._stop.is_set())
@@ -153,9 +196,11 @@ class Service:
         """Frames of one size and type, in one run file: all of the run, unless the camera changes them."""
         config = self.config
         with ExitStack() as owned:
-            engine = segmenter.open(camera.shape)
+            preparation = self._preparation(camera, segmenter)
+            engine = segmenter.open(preparation.shape if preparation else camera.shape)
             provenance = self._provenance(run_id, camera, segmenter)
-            writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, config.record.flush_s)
+            record = config.record
+            writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads)
             owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
             pipeline = Pipeline(
                 camera,
@@ -166,6 +211,8 @@ class Service:
                 config.analysis.lag_frames if config.analysis.policy == "latest" else config.analysis.queue_frames,
                 config.record.queue_frames,
                 self.field.reading_nearest if self.field else None,
+                record.stall_s,
+                preparation,
             )
             started = time.monotonic()
             faults: list[str] = []
@@ -184,6 +231,7 @@ class Service:
             self._pipeline = pipeline
             if not self._stop.is_set():
                 self._drive(pipeline, watch, watch_s)
+                faults += self._experiment_faults(pipeline)
             if self.field:
                 if self._ends_with(pipeline):
                     self.field.close()
@@ -222,6 +270,8 @@ class Service:
         return pipeline, summary
 
     def _drive(self, pipeline: Pipeline, watch: Callable[[Pipeline], None] | None, watch_s: float) -> None:
+        if self.experiment:
+            self.experiment.start(pipeline)
         pipeline.start()
         try:
             # `stop` may have come between the last look and `start`.
@@ -235,6 +285,8 @@ class Service:
             self._stop.set()
             watch = None
         finally:
+            if self.experiment:
+                self.experiment.close()
             if self.field and self._ends_with(pipeline):
                 # At once, not after the analysis of what still waits.
                 with suppress(FieldError):
@@ -244,9 +296,21 @@ class Service:
         if watch:
             _show(watch, pipeline)
 
+    def _experiment_faults(self, pipeline: Pipeline) -> list[str]:
+        outcome = self.experiment.outcome if self.experiment else None
+        if outcome is None:
+            return []
+        if pipeline.camera_changed:
+            return ["the camera changed its frames, which ends an experiment"]
+        if outcome.status == "fault":
+            return [f"experiment: {outcome.message}"]
+        if outcome.status == "aborted":
+            self._stop.set()
+        return []
+
     def _ends_with(self, pipeline: Pipeline) -> bool:
         """True where no segment follows."""
-        return self._stop.is_set() or not pipeline.camera_changed
+        return self._stop.is_set() or not pipeline.camera_changed or self.experiment is not None
 
     def _bring_field(self) -> None:
         """Set the initial field, once, and wait until it is there."""
@@ -271,6 +335,8 @@ class Service:
 
     def _answer(self, request: control.Request) -> dict[str, Any]:
         """Carry out a request of the control socket, in its thread."""
+        if isinstance(request, control.SetField | control.Demagnetise | control.Pulse):
+            self._check_free(request.do)
         match request:
             case control.Status():
                 return {"status": self._status()}
@@ -285,19 +351,36 @@ class Service:
             case control.EnterField():
                 self._magnet().enter_mT(request.field_mT)
             case control.SafeField():
+                if self.experiment:
+                    self.experiment.abort()
                 self._magnet().safe("a request on the control socket")
             case control.Demagnetise():
                 self._magnet().demagnetise(request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
             case control.Pulse():
                 self._magnet().pulse(request.in_plane_mT, request.seconds)
+            case control.Pause():
+                self._programme().pause()
+            case control.Resume():
+                self._programme().resume()
+            case control.Abort():
+                self._programme().abort()
             case control.TakeBackground():
-                raise ControlError("take_background: these settings prepare no images; allowed: with a section prepare")
+                self.take_background(request.frames)
         return {}
 
     def _magnet(self) -> FieldGuard:
         if self.field is None:
             raise ControlError("these settings have no magnet; allowed: requests about it with a section field")
         return self.field
+
+    def _check_free(self, do: str) -> None:
+        if self.experiment and self.experiment.outcome is None:
+            raise ControlError(f"{do}: a field programme has the magnet; allowed: pause, resume, abort, safe_field")
+
+    def _programme(self) -> Experiment:
+        if self.experiment is None:
+            raise ControlError("these settings have no field programme; allowed: requests about it with an experiment")
+        return self.experiment
 
     def _status(self) -> dict[str, Any]:
         """What the answer to `status` holds; None where something is not known."""
@@ -311,6 +394,7 @@ class Service:
             "stopping": self._stop.is_set(),
             "fault": (pipeline.fault if pipeline else "") or (self.field.fault if self.field else ""),
             "frames": pipeline.counters.as_dict() if pipeline else Counters().as_dict(),
+            "lost_messages": self._publisher.lost_messages if self._publisher else 0,
             "rate_hz": round(pipeline.rate_hz, 3) if pipeline else 0.0,
             "frame": last.frame.index if last else None,
             "count": last.segmentation.count if last else None,
@@ -318,7 +402,12 @@ class Service:
             "field_mT": _finite(reading.field_mT) if reading else None,
             "field_set_mT": reading.set_mT if reading else None,
             "field_settled": reading.settled if reading else None,
+            "experiment": self.experiment.status() if self.experiment else None,
         }
+
+    def _latency_ms(self) -> dict[str, dict[str, float | None]]:
+        latency = self._pipeline.latency if self._pipeline else {}
+        return {stage: clock.percentiles_ms() for stage, clock in latency.items()}
 
     def _wait_for_subscribers(self, publisher: Publisher) -> None:
         wanted, seconds = self.config.stream.wait_for_subscribers, self.config.stream.wait_s
@@ -329,6 +418,17 @@ class Service:
             if time.monotonic() >= deadline:
                 joined = publisher.subscriptions
                 raise StreamError(f"stream.wait_for_subscribers: {joined} of {wanted} joined within {seconds:g} s")
+
+    def _preparation(self, camera: Camera, segmenter: Segmenter) -> Preparation | None:
+        settings = self.config.prepare
+        if settings is None:
+            return None
+        if segmenter.model.scaling != "percentiles":
+            raise SettingsError(
+                f"prepare: the model '{segmenter.model.name}' takes grey levels as they are, which a difference image "
+                "has not; allowed: models with the scaling percentiles, or no section prepare"
+            )
+        return Preparation(settings, camera.shape)
 
     def _provenance(self, run_id: str, camera: Camera, segmenter: Segmenter) -> Provenance:
         record, engine = self.config.record, segmenter.engine
@@ -350,6 +450,7 @@ class Service:
             pixel_size_um=self.config.measure.pixel_size_um,
             supply=self.field.description if self.field else {},
             calibration=calibration.to_yaml() if calibration else "",
+            experiment=self.experiment.texts if self.experiment else None,
         )
 
     def _header(self, camera: Camera, segmenter: Segmenter) -> dict[str, Any]:

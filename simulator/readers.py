@@ -401,6 +401,52 @@ class RunRecording(Recording):
             self._broken(index, error)
 
 
+class LabelledRecording(Recording):
+    """The frames of a labelled recording, as `skyseg simulate` writes it; what is true of them is not looked at."""
+
+    format = "labelled"
+    layout = "skyseg-labelled-1"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import h5py
+        import hdf5plugin  # noqa: F401  registers the compression filters
+
+        self._file = h5py.File(path, "r")
+        try:
+            self._frames = self._file["frames"]
+            self.n_frames = len(self._frames)
+            self.fields_mT = np.asarray(self._file["field_mT"], np.float64)
+            self.rate_hz = float(self._file.attrs["rate_hz"])
+        except (KeyError, OSError, ValueError) as error:
+            self._file.close()
+            self._broken(0, error)
+        self.synthetic = True
+
+    @classmethod
+    def is_one(cls, path: Path) -> bool:
+        """Whether a file says that it is one."""
+        import h5py
+
+        try:
+            with h5py.File(path, "r") as file:
+                return bool(file.attrs.get("layout") == cls.layout)
+        except OSError:  # no HDF5, or a run that is being written
+            return False
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _decode(self, index: int) -> NDArray[Any]:
+        if index >= (self.n_frames or 0):
+            raise IndexError(f"{self.path} has {self.n_frames} frames")
+        try:
+            return np.asarray(self._frames[index])
+        except OSError as error:
+            self._broken(index, error)
+
+
 def open_recording(path: str | Path) -> Recording:
     """Open a folder or file as a `Recording`; "bundled" is the recording that comes with this package.
 
@@ -421,7 +467,7 @@ def open_recording(path: str | Path) -> Recording:
     if suffix in _ARRAY_SUFFIXES:
         return ArrayRecording(path)
     if suffix in _RUN_SUFFIXES:
-        return RunRecording(path)
+        return LabelledRecording(path) if LabelledRecording.is_one(path) else RunRecording(path)
     raise SettingsError(f"path: {path} has the unsupported suffix '{path.suffix}'; {allowed}")
 
 
