@@ -99,14 +99,14 @@ def draw(rows: list[Row], path: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     for branch, colour, mark in (("down", "tab:blue", "v"), ("up", "tab:red", "^")):
         _, _, field, count, true, stripes = zip(*(row for row in rows if row[0] == branch), strict=True)
-        axes.plot(field, count, mark, color=colour, ms=5, label=f"skyrmions, field going {branch}: counted")
-        axes.plot(field, true, "-", color=colour, lw=1, label="the same: truth")
-        axes.plot(field, stripes, "x", color=colour, ms=4, alpha=0.5, label="stripes: counted")
+        axes.plot(field, count, mark, color=colour, ms=5, label=f"field going {branch}: skyrmions counted")
+        axes.plot(field, true, "-", color=colour, lw=1, label=f"field going {branch}: skyrmions that are there")
+        axes.plot(field, stripes, "x", color=colour, ms=4, alpha=0.5, label=f"field going {branch}: stripes counted")
     axes.set(xlabel="field read back (mT)", ylabel="objects in the image")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

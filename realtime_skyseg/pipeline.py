@@ -178,6 +178,8 @@ class Pipeline:
         self._stall_s = stall_s
         self._stalled_s = 0.0  # that the disk has not answered so far, once that is an alarm
         self._queue_alarm = 0.0  # fill that the last alarm was about
+        self._newest_crc32: int | None = None  # of the image that was analysed last
+        self._same_images = 0  # in a row, that were analysed and are the very image before
         self._stop = threading.Event()
         self._over = threading.Event()
         self._faults: list[str] = []
@@ -386,7 +388,22 @@ class Pipeline:
             self._to_file(result)
             if self.on_result:
                 self.on_result(result)
+            self._notice_frozen(result.source_crc32, frame.index)
+        self._notice_frozen(None, self.counters.received)
         self._serve_stream()
+
+    def _notice_frozen(self, source_crc32: int | None, index: int) -> None:
+        """Note when the camera gives the very same image again, which noise rules out, and for how long."""
+        if source_crc32 is not None and source_crc32 == self._newest_crc32:
+            self._same_images += 1
+            if self._same_images == 1:
+                message = f"frame {index} is the very image that was analysed before it; does the camera still expose?"
+                self.event("camera_frozen", message, index)
+            return
+        if self._same_images:
+            message = f"{self._same_images} frames before frame {index} were the very image before them"
+            self.event("camera_frozen_end", message, index if source_crc32 is not None else -1)
+        self._newest_crc32, self._same_images = source_crc32, 0
 
     def _analyse_frame(self, frame: Frame) -> Result:
         clock = time.perf_counter_ns

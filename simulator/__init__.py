@@ -1,1 +1,1 @@
-"""Cameras without a microscope: `replay` plays recordings back; `film` and `kerr_camera` make synthetic ones."""
+"""Cameras without a microscope: `replay` plays recordings back, the twin simulates sample, magnet and microscope."""

@@ -132,6 +132,8 @@ class KerrCamera:
         self._electrons = np.float32(s.exposure_ms * s.electrons_per_ms)
         self._illumination = _illumination(view_shape, s.vignetting)
         self._images = 0
+        self._reflected = np.empty(sample_shape, np.float32)
+        self._work = tuple(np.empty(view_shape, np.float32) for _ in range(3))
         reference = np.full(sample_shape, {"up": 1, "down": -1, "demagnetised": 0}[s.background], np.float32)
         self._background = self._exposures(self._signal(reference, (0.0, 0.0)), s.background_frames) * self._step
         self._illumination *= _ramp(view_shape, s.illumination_drift)
@@ -198,7 +200,7 @@ class KerrCamera:
         """Mean electrons of a pixel, (H, W) of the view, with the sample shifted by (down, right) px."""
         s = self.settings
         sign = 1 if s.polarity == "dark" else -1
-        reflected = np.multiply(magnetisation, np.float32(sign * s.contrast / 2), dtype=np.float32)
+        reflected = np.multiply(magnetisation, np.float32(sign * s.contrast / 2), out=self._reflected)
         if self._kerr is self._reflectivity:
             reflected += 1
             reflected *= self._reflectivity
@@ -223,10 +225,12 @@ class KerrCamera:
         """Mean of `n` exposures of a signal in electrons, in the camera's numbers."""
         s = self.settings
         total = np.zeros_like(signal)
+        counts, noise, spread = self._work
         for _ in range(n):
-            counts = signal * np.float32(1 + s.flicker * self._random.standard_normal())
-            noise = self._random.standard_normal(signal.shape, dtype=np.float32)
-            noise *= np.sqrt(counts + np.float32(s.read_noise**2))
+            np.multiply(signal, np.float32(1 + s.flicker * self._random.standard_normal()), out=counts)
+            self._random.standard_normal(out=noise, dtype=np.float32)
+            np.add(counts, np.float32(s.read_noise**2), out=spread)
+            noise *= np.sqrt(spread, out=spread)
             counts += noise
             counts /= self._step
             np.rint(counts, out=counts)

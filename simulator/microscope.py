@@ -57,11 +57,13 @@ from simulator.faults import (
 from simulator.kerr_camera import KerrCamera, KerrSettings
 from simulator.magnet import MagnetSettings, TwinMagnet
 from simulator.patterns import edge_of
-from simulator.samples import FilmSampleSettings, SampleSettings, class_mask, open_sample, truth_of
+from simulator.samples import FilmSampleSettings, SampleSettings, Truth, class_mask, open_sample, truth_of
 from simulator.twin_field import DEFAULT_PORT
 
 #: How long the camera may take to connect.
 _CONNECT_S = 20.0
+#: A machine that falls behind by no more than this makes frames late; by more, some are lost.
+_LATE_PERIODS = 4.0
 #: A frame covers at most so many periods of the sample's time: a machine that cannot keep up slows the sample down.
 _LONGEST_PERIODS = 2.0
 #: Longest time between two flushes of the truth.
@@ -120,8 +122,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     try:
         settings = TwinSettings.model_validate_json(sys.stdin.readline())
-        server = _listen(settings.port)
+        server = _bind(settings.port)
         scope = Microscope(settings)
+        server.listen()  # not before there is something to answer
     except SkysegError as error:
         _say({"refused": type(error).__name__, "message": str(error)})
         return
@@ -162,10 +165,10 @@ class Microscope:
         difference = np.dtype(np.uint8 if settings.optics.bits == 8 else np.uint16)
         self.dtype = self.camera.dtype if settings.image == "raw" else difference
         self.sample_s = 0.0  # the sample's time
-        self._seen = (math.nan, 0.0)  # field in mT that the sample saw last, out of plane and in plane
         self._edge = None if self.sample.element is None else edge_of(self.sample.element)
         self._truth = TruthFile(settings) if settings.truth else None
         self.truth_path = self._truth.path if self._truth else None
+        # Field in mT that the sample saw last, out of plane and in plane.
         self._seen = (self.magnet.field_mT(time.monotonic()), 0.0)
 
     def advance(self, seconds: float, from_s: float, to_s: float) -> None:
@@ -234,8 +237,8 @@ class TruthFile:
             "mask", (0, *view), "u1", maxshape=(None, *view), chunks=(1, *view), **hdf5plugin.Bitshuffle()
         )
 
-    def add(self, values: tuple[float, ...], truth: Any) -> None:
-        """Add an exposure: the values of `COLUMNS`, and the `Truth` of the view."""
+    def add(self, values: tuple[float, ...], truth: Truth) -> None:
+        """Add an exposure: the values of `COLUMNS`, and what is in the view."""
         self._positions += len(truth.positions_px)
         row = {**dict(zip(self.COLUMNS, values, strict=True)), "count": truth.count, "positions_end": self._positions}
         for name, value in row.items():
@@ -455,9 +458,12 @@ class _Run:
         while line.open and (settings.frames is None or number < settings.frames):
             now_s = time.monotonic()
             if settings.rate_hz:
-                missed = max(0, math.floor((now_s - start_s) / period_s - tick))
+                behind = (now_s - start_s) / period_s - tick
+                missed = math.floor(behind) if behind > _LATE_PERIODS else 0
                 tick += missed
                 number += 0 if self._gone else missed
+                if settings.frames is not None and number >= settings.frames:
+                    break
                 due_s = start_s + tick * period_s
                 if due_s > now_s and line.wait_gone(due_s - now_s):
                     break
@@ -485,9 +491,9 @@ class _Run:
         camera.drift_px = (sum(down for down, _ in jumps), sum(right for _, right in jumps))
         magnet.ignores = bool(faults.acting(MagnetIgnores))
         magnet.gain = math.prod(1 + fault.by for fault in faults.acting(MagnetOvershoots))
-        if faults.acting(ProcessDies) or faults.acting(CameraDies):
+        whole = bool(faults.acting(ProcessDies))
+        if whole or faults.acting(CameraDies):
             # In line with the images: those that were taken still come.
-            whole = bool(faults.acting(ProcessDies))
             if whole:
                 scope.close()
             self._line.put({"kind": "process_dies" if whole else "camera_dies"})
@@ -523,14 +529,19 @@ class _Run:
         self._line.put(head, exposure.image, wait, exposure.late_s)
 
 
-def _listen(port: int) -> socket.socket:
+def _bind(port: int) -> socket.socket:
+    server = socket.socket()
+    if os.name == "posix":
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server(("127.0.0.1", port))
+        server.bind(("127.0.0.1", port))
     except OSError as error:
+        server.close()
         raise SettingsError(
             f"port: {port} cannot be used: {os.strerror(error.errno or 0)}; is another twin running? "
             "allowed: a free port, the same in camera and field"
         ) from error
+    return server
 
 
 def _reply(connection: socket.socket, answer: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ class ParticleSampleSettings(_SampleSettings):
     the mean, small ones first, the last ones at annihilation_mT."""
     ellipticity: Annotated[float, Field(ge=0, le=0.5)] = 0.06
     """How much they differ from discs: standard deviation of the logarithm of an axis relative to the diameter."""
-    diffusion_um2_per_s: Annotated[float, Field(ge=0, le=100)] = 0.3
+    diffusion_um2_per_s: Annotated[float, Field(ge=0, le=20)] = 0.3
     """Diffusion coefficient of a free skyrmion."""
     repulsion_kT: Annotated[float, Field(ge=0, le=100)] = 5.0
     """Energy of two skyrmions that touch, and of one that touches an edge."""

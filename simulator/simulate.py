@@ -31,7 +31,7 @@ import numpy as np
 import tifffile
 import yaml
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -67,7 +67,14 @@ _COLOURS = {
     Class.EDGE: (255, 255, 0),
 }
 
-Range = tuple[float, float]
+
+def _check_rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError("should be [lowest, highest]")
+    return limits
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_check_rising)]
 
 
 class Stage(DriverSettings):
@@ -76,7 +83,7 @@ class Stage(DriverSettings):
     model_config = ConfigDict(allow_inf_nan=False)
 
     frames: Annotated[int, Field(ge=1)]
-    field_mT: float | Range
+    field_mT: float | tuple[float, float]
     """Out of plane: one value, or that of the first and of the last frame."""
     in_plane_mT: float = 0.0
     recorded: bool = True
@@ -153,7 +160,7 @@ class EnsembleSettings(_RecordingSettings):
     gradient: Annotated[float, Field(ge=0)] = 0.1
     """Standard deviation, per axis, of the change of the light across the view, relative to the contrast."""
     defocus_px: Range = (0.3, 1.2)
-    dirt_spots: tuple[int, int] = (0, 60)
+    dirt_spots: Annotated[tuple[int, int], AfterValidator(_check_rising)] = (0, 60)
 
     @property
     def n_frames(self) -> int:
@@ -221,8 +228,14 @@ def _sequence(s: SequenceSettings) -> Iterator[LabelledFrame]:
 def _ensemble(s: EnsembleSettings) -> Iterator[LabelledFrame]:
     for index in range(s.frames):
         random = np.random.default_rng([s.seed, index])  # so that frame 7 is the same, however many there are
-        sample, field_mT = _any_sample(s, random, index)
-        camera = _any_camera(s, random, sample)
+        try:
+            sample, field_mT = _any_sample(s, random)
+            camera = _any_camera(s, random, sample)
+        except ValidationError as error:  # a range reaches beyond what the sample or the microscope allows
+            fault = error.errors()[0]
+            raise SettingsError(
+                f"frame {index} of the ensemble would have {fault['loc'][-1]} {fault['input']!r}: {fault['msg']}"
+            ) from None
         yield _look(sample, camera, s.image, float(index), field_mT, 0.0, index)
 
 
@@ -241,7 +254,7 @@ def _look(
     return LabelledFrame(pixels, truth, time_s, field_mT, in_plane_mT, source, camera.shift_px)
 
 
-def _any_sample(s: EnsembleSettings, random: np.random.Generator, index: int) -> tuple[Sample, float]:
+def _any_sample(s: EnsembleSettings, random: np.random.Generator) -> tuple[Sample, float]:
     """A sample at rest under its field, and the field."""
     pattern: Pattern = "none"
     if s.patterns and random.random() < s.pattern_share:
@@ -256,7 +269,7 @@ def _any_sample(s: EnsembleSettings, random: np.random.Generator, index: int) ->
         diameter_px, coverage = _draw(random, s.diameter_px), _draw(random, s.coverage)
         particles = ParticleSampleSettings(
             **common,
-            skyrmions=max(1, int(coverage * math.prod(s.view_px) / (math.pi / 4 * diameter_px**2))),
+            skyrmions=min(max(1, int(coverage * math.prod(s.view_px) / (math.pi / 4 * diameter_px**2))), 5000),
             diameter_um=diameter_px * ParticleSampleSettings().pixel_um,
             diameter_spread=float(random.uniform(0, 0.2)),
             ellipticity=float(random.uniform(0.02, 0.1)),
@@ -315,7 +328,7 @@ def _any_camera(s: EnsembleSettings, random: np.random.Generator, sample: Sample
     return camera
 
 
-def _draw(random: np.random.Generator, limits: Range) -> float:
+def _draw(random: np.random.Generator, limits: tuple[float, float]) -> float:
     if min(limits) > 0:
         return math.exp(random.uniform(math.log(limits[0]), math.log(limits[1])))
     return float(random.uniform(*limits))

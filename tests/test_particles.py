@@ -51,26 +51,25 @@ def test_pins_hold_skyrmions() -> None:
     assert held < 0.6 * free
 
 
-def test_deep_wells_are_occupied_as_boltzmann_says() -> None:
-    # A single kind of well: density in its middle is exp(depth) times that far away.
-    particles = sample(skyrmions=400, diameter_um=1.2, pins=100, pin_depth_kT=2.0, repulsion_kT=0.0)
-    particles._pin_depths[:] = 2.0
-    path_of(particles, 30)
-    path = path_of(particles, 60)[1::2]
-    apart = particles._shortest(path[:, :, None] - particles._pins)
-    distance = np.hypot(apart[..., 0], apart[..., 1]).min(2)
-    edges = np.array([0.0, 0.2, 1.6])
-    number, _ = np.histogram(distance, edges)
-    assert number[0] > 100
-    density = number[0] / (np.pi * edges[1] ** 2)
-    # Far from every well; what area that is, a fine grid tells.
-    y, x = (np.arange(0, extent, 0.2) for extent in particles._extent[::-1])
-    grid = np.stack(np.meshgrid(x, y), -1)[:, :, None] - particles._pins
-    nearest = np.hypot(*np.moveaxis(particles._shortest(grid), -1, 0)).min(2)
-    far = np.count_nonzero(nearest > 1.6) * 0.04
-    outside = np.count_nonzero(distance > 1.6) / far
-    # Wells overlap by chance, and the mean over the innermost 0.2 um of a well of 0.4 um is 0.89 of its depth.
-    assert density / 100 / outside == pytest.approx(np.exp(2.0 * 0.94), rel=0.25)
+def test_wells_are_occupied_as_boltzmann_says() -> None:
+    particles = sample(64, 64, skyrmions=120, diameter_um=0.8, pins=30, repulsion_kT=0.0, diffusion_um2_per_s=1.0)
+    particles._pin_depths[:] = 2.0  # deep ones would take too long to fill
+    path_of(particles, 60)
+    path = path_of(particles, 240)[::4]
+
+    def energy(x: np.ndarray) -> np.ndarray:
+        apart = particles._shortest(x[..., None, :] - particles._pins)
+        return np.asarray(-(particles._pin_depths * np.exp(-0.5 * (apart**2).sum(-1) / 0.4**2)).sum(-1))
+
+    # What share of the time they should spend where the wells are deeper than 1 kT, by the sum over a fine grid.
+    axis = np.arange(0, 112 * 0.2, 0.1)
+    everywhere = energy(np.stack(np.meshgrid(axis, axis), axis=-1))
+    weight = np.exp(-everywhere)
+    expected = weight[everywhere < -1].sum() / weight.sum()
+    evenly = np.count_nonzero(everywhere < -1) / everywhere.size
+    held = float(np.mean(energy(path) < -1))
+    assert expected > 2.5 * evenly
+    assert held == pytest.approx(expected, rel=0.15)
 
 
 def test_skyrmions_keep_their_distance() -> None:

@@ -103,6 +103,24 @@ def test_a_camera_that_waits_loses_nothing(drive: Callable[..., tuple[Pipeline, 
     assert run.table["number"].tolist() == list(range(50))
 
 
+@pytest.mark.parametrize(
+    ("images", "kinds"),
+    [
+        ([0, 1, 2, 3], []),
+        ([0, 1, 1, 1, 2], ["camera_frozen", "camera_frozen_end"]),
+        ([0, 0, 1, 2, 2], ["camera_frozen", "camera_frozen_end"] * 2),
+    ],
+)
+def test_a_camera_that_repeats_an_image_is_noticed(
+    drive: Callable[..., tuple[Pipeline, Run]], images: list[int], kinds: list[str]
+) -> None:
+    camera = ListCamera(iter([Frame(image(seed), number=n) for n, seed in enumerate(images)]), waits=True)
+    _, run = drive(camera)
+    assert [event["kind"] for event in run.events] == kinds
+    if kinds:
+        assert run.events[0]["frame"] == next(n for n in range(1, 9) if images[n] == images[n - 1])
+
+
 def test_policy_latest_skips_and_says_so(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
     pipeline, run = drive(ListCamera(frames(200, pause_s=0.0005)), policy="latest", recorder_queue=400)
     counters = pipeline.counters

@@ -128,6 +128,18 @@ def test_wrong_settings_are_one_sentence(write, override: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grey_level=[160, 90]", r"grey_level: \[160, 90\] is not allowed: should be \[lowest, highest\]"),
+        ("scale=[0.1, 0.2]", r"frame \d of the ensemble would have scale 0.1\d+"),
+    ],
+)
+def test_ranges_that_cannot_be_drawn_from(write, override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        list(simulate(load_recording(write(ENSEMBLE), [override])))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "needed: --out FILE, --folder DIR or both"),
