@@ -37,6 +37,12 @@ _DRIFT_SIDE_PX = 1024
 #: Drift is rounded to this part of a px: exact in the file's float32, and independent of the last bits of a sum.
 _DRIFT_STEPS = 1024
 
+#: A correlation's peak below this may be chance, see `Drift.measure`.
+_CHANCE = 8.0
+
+#: The refinement may lead beyond the reach by less than this.
+_BEYOND_PX = 3
+
 #: Half the width of the interpolation (Lanczos) that shifts the background.
 _LANCZOS = 4
 
@@ -133,10 +139,6 @@ class Preparation:
         self._history = 0
         self._total = np.empty(self.shape, np.float32)
 
-    @property
-    def _subtracts(self) -> bool:
-        return self._settings.background != "none"
-
     def take_background(self, frames: int) -> None:
         """Make the mean of the next `frames` frames the background. For any thread; a newer request replaces an older.
 
@@ -179,9 +181,10 @@ class Preparation:
                 events += _overexposed(self._next)
             self._use(self._next, anew=settings.background != "rolling_median")
             self._next = next(self._stored, None) if self._stored else None
-        if self._subtracts and self._reference is None and not self._warned and keep:
+        if settings.background != "none" and self._reference is None and not self._warned and keep:
             self._warned = True
-            events.append(("background_missing", f"frame {index} is analysed without a background: there is none yet"))
+            text = f"frame {index} is analysed without a background: there is none yet"
+            events.append(("background_missing", text))
 
         flat, bad = self._flatten(image[self._area])
         drift, quality = self._find_drift(flat, index, keep, events)
@@ -251,17 +254,13 @@ class Preparation:
             drift = self._last_drift
         if keep:
             self._last_drift = drift
-            if lost != self._lost:
-                self._lost = lost
-                right, down = drift
-                text = (
-                    f"drift_lost: the drift of frame {index} cannot be seen (quality {quality:.1f}); "
-                    f"that of the frame before is held: {right:.2f} px right, {down:.2f} px down"
-                    if lost
-                    else f"drift_found: the drift of frame {index} is {right:.2f} px right, {down:.2f} px down again"
-                )
-                kind, _, message = text.partition(": ")
-                events.append((kind, message))
+            where = f"{drift[0]:.2f} px right, {drift[1]:.2f} px down"
+            if lost and not self._lost:
+                text = f"the drift of frame {index} cannot be seen (quality {quality:.1f}); the last is held: {where}"
+                events.append(("drift_lost", text))
+            elif self._lost and not lost:
+                events.append(("drift_found", f"the drift of frame {index} can be seen again: {where}"))
+            self._lost = lost
         return drift, quality
 
     def _average(self) -> FloatImage:
@@ -344,9 +343,13 @@ class Drift:
     """Where a frame is against a reference, by phase correlation.
 
     The reference's spectrum is whitened by the square root of its own amplitude, smooth illumination and noise of short
-    wavelength are left out; the peak is refined by evaluating the correlation's Fourier sum around it (Guizar-Sicairos,
-    Thurman and Fienup, Opt. Lett. 33, 156, 2008) and a parabola. A large drift is refined against the part of the
-    reference that came into view, as otherwise the window draws the peak to zero. It works on 2 x 2 px in sum.
+    wavelength are left out (they pull the peak to zero, or hide it). The correlation is band-limited then, and its peak
+    is refined by interpolation with a windowed sinc and a parabola. A large drift is measured once more against the
+    part of the reference that came into view, as otherwise the window draws the peak to zero. It works on 2 x 2 px in
+    sum.
+
+    Phase correlation: Kuglin and Hines, Proc. IEEE Int. Conf. Cybernetics and Society, 163 (1975). No matrix product
+    here is large enough for BLAS to use threads: those wait for each other on a busy machine, for 20 ms and more.
 
     Args:
         reference: (height, width) float32.
@@ -354,8 +357,9 @@ class Drift:
 
     _SMOOTH_PX = 17  # structure wider than this is left out
     _CUT = 0.1  # cycles per px: standard deviation of the Gaussian that leaves out noise
+    _STEP = 2  # grid of the parts of the reference, in points of the correlation
+    _SINC = 8  # half the width of the interpolation, in points of the correlation
     _POINTS = 9  # of the refinement, along each side
-    _STEP_PX = 2  # grid of the parts of the reference
 
     def __init__(self, reference: FloatImage) -> None:
         self._bin = 2 if min(reference.shape) >= 128 else 1
@@ -371,19 +375,12 @@ class Drift:
         self._window = (_taper(sides[0])[:, None] * _taper(sides[1])[None, :]).astype(np.float32)
         self._flat = np.empty(self._shape, np.float32)
         self._smooth = np.empty(self._shape, np.float32)
-        self._down = scipy.fft.fftfreq(sides[0]) / self._bin  # cycles per px of the frame
-        self._right = scipy.fft.rfftfreq(sides[1]) / self._bin
-        # Each frequency along a row but the first (and last) stands for its negative too.
-        self._twice = np.full(len(self._right), 2.0, np.float32)
-        self._twice[0] = 1.0
-        if sides[1] % 2 == 0:
-            self._twice[-1] = 1.0
         spectrum = self._spectrum(reference)
-        self._reference = _padded(self._flat, self._reach + self._STEP_PX)
+        self._reference = _padded(self._flat, self._reach + self._STEP)
         amplitude = np.abs(spectrum)
-        frequency = np.hypot(self._down[:, None], self._right[None, :])
+        cycles = np.hypot(scipy.fft.fftfreq(sides[0])[:, None], scipy.fft.rfftfreq(sides[1])[None, :]) / self._bin
         floor = max(float(amplitude.max()) * 1e-6, 1e-12)
-        weight = np.exp(-0.5 * (frequency / self._CUT) ** 2) / np.sqrt(np.maximum(amplitude, floor))
+        weight = np.exp(-0.5 * (cycles / self._CUT) ** 2) / np.sqrt(np.maximum(amplitude, floor))
         self._weight = weight.astype(np.float32)
         self._conjugate = self._weighted(spectrum)
         self._part = (0, 0)
@@ -391,7 +388,8 @@ class Drift:
 
     def measure(self, image: FloatImage) -> tuple[tuple[float, float], float]:
         """How far (right, down) in px the content of an image of the reference's shape has moved, and how sure that is:
-        the correlation's peak in units of its standard deviation. Chance reaches 5; 0 for an image without structure.
+        the correlation's peak in units of its standard deviation. Chance reaches 5; 0 for an image without structure,
+        and where the correlation still rises at the end of the reach.
         """
         spectrum = self._spectrum(image)
         product = spectrum * self._conjugate
@@ -402,16 +400,16 @@ class Drift:
         places = np.arange(-self._reach, self._reach + 1)
         near = surface[np.ix_(places, places)]
         place = divmod(int(near.argmax()), len(places))
-        peak = float(near[place])
+        at_the_end = {0, len(places) - 1} & set(place)
+        peak = 0.0 if at_the_end else float(near[place])
         down, right = (int(places[k]) for k in place)
-        part = (round(down / self._STEP_PX) * self._STEP_PX, round(right / self._STEP_PX) * self._STEP_PX)
+        part = (round(down / self._STEP) * self._STEP, round(right / self._STEP) * self._STEP)
         if part != (0, 0):
             product = np.multiply(spectrum, self._conjugate_of(part), out=product)
-        y, x = float((down - part[0]) * self._bin), float((right - part[1]) * self._bin)
-        for half_px in (self._bin, self._bin / 8):
-            y, x = self._refine(product, y, x, half_px)
+            surface = scipy.fft.irfft2(product, s=self._shape)
+        y, x = self._refine(surface, down - part[0], right - part[1])
         x, y = (
-            round((value + start * self._bin) * _DRIFT_STEPS) / _DRIFT_STEPS
+            round((value + start) * self._bin * _DRIFT_STEPS) / _DRIFT_STEPS
             for value, start in ((x, part[1]), (y, part[0]))
         )
         return (x, y), peak / spread
@@ -421,7 +419,7 @@ class Drift:
         if part != self._part:
             rows, columns = (
                 slice(margin - move, margin - move + n)
-                for margin, move, n in zip([self._reach + self._STEP_PX] * 2, part, self._shape, strict=True)
+                for margin, move, n in zip([self._reach + self._STEP] * 2, part, self._shape, strict=True)
             )
             spectrum = scipy.fft.rfft2(self._reference[rows, columns] * self._window)
             self._part, self._part_conjugate = part, self._weighted(spectrum)
@@ -431,19 +429,20 @@ class Drift:
         conjugate: NDArray[np.complex64] = (spectrum.conj() * self._weight).astype(np.complex64)
         return conjugate
 
-    def _refine(self, product: NDArray[np.complex64], y: float, x: float, half_px: float) -> tuple[float, float]:
-        """The highest point within `half_px` around (y, x)."""
-        offsets = np.linspace(-half_px, half_px, self._POINTS)
-        rows = np.exp(2j * np.pi * (y + offsets)[:, None] * self._down[None, :]).astype(np.complex64)
-        columns = np.exp(2j * np.pi * self._right[:, None] * (x + offsets)[None, :]).astype(np.complex64)
-        values = ((rows @ product) @ (columns * self._twice[:, None])).real
-        i, j = divmod(int(values.argmax()), self._POINTS)
-        i, j = (min(max(k, 1), self._POINTS - 2) for k in (i, j))
-        step = offsets[1] - offsets[0]
-        return (
-            y + offsets[i] + step * _vertex(values[i - 1 : i + 2, j]),
-            x + offsets[j] + step * _vertex(values[i, j - 1 : j + 2]),
-        )
+    def _refine(self, surface: FloatImage, down: int, right: int) -> tuple[float, float]:
+        """The highest point of a correlation within one point around one of its points."""
+        around = np.arange(-self._SINC - 2, self._SINC + 3)
+        local = surface[np.ix_((down + around) % surface.shape[0], (right + around) % surface.shape[1])]
+        y = x = 0.0
+        for half in (1.0, 0.125):
+            offsets = np.linspace(-half, half, self._POINTS)
+            values = _sinc(y + offsets, around, self._SINC) @ local @ _sinc(x + offsets, around, self._SINC).T
+            i, j = divmod(int(values.argmax()), self._POINTS)
+            i, j = (min(max(k, 1), self._POINTS - 2) for k in (i, j))
+            step = offsets[1] - offsets[0]
+            y += offsets[i] + step * _vertex(values[i - 1 : i + 2, j])
+            x += offsets[j] + step * _vertex(values[i, j - 1 : j + 2])
+        return down + y, right + x
 
     def _spectrum(self, image: FloatImage) -> NDArray[np.complex64]:
         """Of an image without what is smooth in it, which stays in `_flat`."""
@@ -467,7 +466,7 @@ class _Reference:
     def __init__(self, image: FloatImage, area: tuple[slice, slice]) -> None:
         rows, columns = area
         self._shape = (rows.stop - rows.start, columns.stop - columns.start)
-        self._margin = reach(self._shape) + _LANCZOS + 1
+        self._margin = reach(self._shape) + _BEYOND_PX + _LANCZOS
         padded = _padded(image, self._margin)
         # With a crop, what comes into view is known from beyond it; at the frame's border its last px is repeated.
         self._padded = np.ascontiguousarray(
@@ -536,10 +535,6 @@ class _RollingMedian:
         middle = ordered[:, :, (filled - 1) // 2].astype(np.float32) + ordered[:, :, filled // 2]
         self._median[rows] = middle / 2
         return self._median.copy() if step == self._every - 1 else None
-
-
-#: A correlation's peak below this may be chance, see `Drift.measure`.
-_CHANCE = 8.0
 
 
 def crop(settings: PrepareSettings, shape: tuple[int, int]) -> tuple[slice, slice]:
@@ -704,10 +699,17 @@ def _shifted(padded: FloatImage, margin: int, right: float, down: float, out: Fl
 
 
 def _lanczos(shift: float) -> NDArray[np.float32]:
-    """Weights of the px from `_LANCZOS` before to `_LANCZOS` after that shift by up to half a px, with sum 1."""
-    place = np.arange(-_LANCZOS, _LANCZOS + 1) + shift
-    weights = np.where(np.abs(place) < _LANCZOS, np.sinc(place) * np.sinc(place / _LANCZOS), 0.0)
-    normal: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    """Weights of the px from `_LANCZOS` before to `_LANCZOS` after that shift by up to half a px."""
+    weights = _sinc(np.array([-shift]), np.arange(-_LANCZOS, _LANCZOS + 1), _LANCZOS)
+    kernel: NDArray[np.float32] = weights[0].astype(np.float32)
+    return kernel
+
+
+def _sinc(at: NDArray[np.float64], places: NDArray[np.int_], width: int) -> NDArray[np.float64]:
+    """Weights (at, places), of sum 1, that interpolate: a sinc under the window of Lanczos, `width` to each side."""
+    distance = at[:, None] - places[None, :]
+    weights = np.where(np.abs(distance) < width, np.sinc(distance) * np.sinc(distance / width), 0.0)
+    normal: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normal
 
 

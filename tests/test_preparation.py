@@ -2,19 +2,23 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from conftest import settings
 from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
+from test_service import free_address
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import Config, PrepareSettings, validate
@@ -125,6 +129,20 @@ def test_drift_in_frames_of_any_size(shape: tuple[int, int], right: float, down:
     assert found == pytest.approx((right, down), abs={200: 0.02, 131: 0.07, 64: 0.12}[shape[0]])
 
 
+@pytest.mark.parametrize("move", [(61.9, 0.0), (65.0, -3.0), (66.0, -66.0), (-90.0, 10.0)])
+def test_drift_at_the_end_of_the_reach_and_beyond(move: tuple[float, float]) -> None:
+    """What lies beyond is not taken for something nearer: the last drift is held."""
+    large = texture((500, 500))
+    inside = np.s_[100:-100, 100:-100]
+    prepared = against(large[inside].copy(), drift=True)(moved(large, *move)[inside], 0)
+    assert prepared.image.shape == (300, 300)
+    if max(map(abs, move)) < 64:
+        assert prepared.drift_px == pytest.approx(move, abs=0.05)
+    else:
+        assert prepared.drift_px == (0.0, 0.0)
+        assert prepared.drift_quality < 8
+
+
 def test_large_frames_are_measured_in_their_centre() -> None:
     large = np.tile(texture((600, 600)), (2, 2))
     found, _ = Drift(large).measure(moved(large, 1.25, -0.5))
@@ -148,7 +166,7 @@ def test_a_drift_that_cannot_be_seen_is_held_and_said() -> None:
     assert [one.drift_px for one in found] == [pytest.approx((1.5, -0.75), abs=0.02)] * 5
     assert found[1].drift_px == found[0].drift_px == found[2].drift_px
     assert [[kind for kind, _ in one.events] for one in found] == [[], ["drift_lost"], [], ["drift_found"], []]
-    assert "that of the frame before is held: 1.5" in found[1].events[0][1]
+    assert "the last is held: 1.5" in found[1].events[0][1]
     assert found[1].drift_quality < 8 < found[0].drift_quality
 
 
@@ -210,6 +228,16 @@ def test_an_average_has_less_noise_and_moves_with_the_frame() -> None:
     assert np.isfinite(image).all()
 
 
+def test_an_average_has_no_seam_where_earlier_frames_show_nothing() -> None:
+    scene = texture()
+    prepare = preparation(drift=True, average_frames=4)
+    for index in range(4):
+        image = prepare(moved(scene, 5.0 * index, -3.0 * index), index).image
+    np.testing.assert_allclose(image[16:-16, 16:-16], moved(scene, 15.0, -9.0)[16:-16, 16:-16], atol=2)
+    for edge in (image[:, :10], image[-10:], image[:10], image[:, -10:]):
+        assert np.median(edge) == pytest.approx(1000, abs=15)
+
+
 def test_without_drift_an_average_is_the_mean() -> None:
     frames = [texture(seed=k).astype(np.uint16) for k in range(5)]
     prepare = preparation(average_frames=3)
@@ -260,6 +288,16 @@ def test_frames_without_any_content_are_prepared(dtype: type) -> None:
         prepared = prepare(np.full(SHAPE, level, dtype), index)
         assert np.isfinite(prepared.image).all()
         assert prepared.drift_px == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 300), (129, 40)])
+def test_small_and_odd_frames_are_prepared(shape: tuple[int, int]) -> None:
+    prepare = against(texture(shape), drift=True, average_frames=3, flat_field="background")
+    for index in range(4):
+        prepared = prepare(moved(texture(shape), 0.5 * index, 0.25), index)
+        assert prepared.image.shape == shape
+        assert np.isfinite(prepared.image).all()
+        assert np.abs(prepared.drift_px).max() <= min(shape) / 4 + 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -314,6 +352,19 @@ def test_a_background_is_taken_from_the_next_frames() -> None:
     assert (background.first_frame, background.source) == (5, "taken")
     np.testing.assert_allclose(background.image, np.mean([frames[k] for k in (1, 2, 4)], axis=0), rtol=1e-6)
     assert np.abs(prepare(frames[5], 5).image).max() < 0.01
+
+
+def test_a_new_background_begins_the_average_and_the_drift_anew() -> None:
+    noise, scene = np.random.default_rng(1), texture()
+    prepare = preparation(background="take", drift=True, average_frames=3)
+    prepare(moved(scene, -4, -4), 0)
+    prepare.take_background(1)
+    assert prepare(scene, 1).drift_px == pytest.approx((4, 4), abs=0.02)
+    blind = noise.normal(1000, 50, SHAPE).astype(np.float32)
+    found = prepare(blind, 2)
+    assert found.drift_px == (0.0, 0.0), "not the drift against what came before the background"
+    brightness = scene.mean() / blind.mean()
+    np.testing.assert_allclose(found.image, blind * brightness - scene, atol=0.01)
 
 
 def test_a_taken_background_is_registered_to_its_first_frame() -> None:
@@ -553,7 +604,7 @@ def test_raw_frames_prepared_live_are_segmented_as_well_as_ideal_ones(
     shown = average + 11
     camera = microscope(contrast=contrast)
     raw = Raw()
-    n = max(16, 8 * average)  # else the background's noise would be seen beside that of the average
+    n = max(32, 8 * average)  # else the background's noise would be seen beside that of the average
     raw.add(camera, saturated(), n)
     raw.add(camera, skyrmions, shown)
     write_stack(tmp_path / "raw.tif", raw.frames)
@@ -722,3 +773,76 @@ def test_the_control_socket_takes_a_background(tmp_path: Path) -> None:
         taken = [event for event in run.events if event["kind"] == "background_taken"]
         assert taken[0]["frame"] == background.first_frame - 1
         assert json.loads(json.dumps(run.config))["prepare"]["background"] == "take"
+
+
+def test_the_example_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "raw-images.md").read_text(encoding="utf-8")
+    sections = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    scene = texture((512, 672))
+    write_stack(tmp_path / "raw.tif", [moved(scene, 0.5 * k, 0).astype(np.uint16) for k in range(4)])
+    config = settings(tmp_path, {"path": str(tmp_path / "raw.tif")}, stream={"enabled": False}, **sections)
+    run_file = TakesAtOnce(config, 1).run().run_file
+    exec(page.split("```python\n")[1].split("```")[0].replace('"runs/film.h5"', repr(run_file)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
+    assert float(lines[3].split()[1].strip("(,")) == pytest.approx(1.5, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_twins_raw_images_live(tmp_path: Path) -> None:
+    """The whole way of docs/raw-images.md on the virtual microscope, with a contrast of 1 %, against its truth."""
+    address, twin = free_address(), int(free_address().rpartition(":")[2])
+    overrides = [
+        f"camera.port={twin}", f"field.port={twin}", "camera.rate_hz=null", "analysis.policy=every", "camera.image=raw",
+        "camera.optics.contrast=0.01", "camera.optics.vibration_px=0.1", f"camera.truth={tmp_path / 'truth.h5'}",
+        f"control.address={address}", "control.enabled=true", "stream.enabled=false", f"record.folder={tmp_path}",
+        "prepare.background=take", "prepare.drift=true", "prepare.average_frames=4", "prepare.flat_field=background",
+    ]  # fmt: skip
+    service = sky.Service(sky.load_config(Path(__file__).parents[1] / "configs" / "twin.yaml", overrides))
+    summaries: list[Any] = []
+    runner = threading.Thread(target=lambda: summaries.append(service.run()))
+
+    def wait(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    runner.start()
+    try:
+        wait(lambda: bool(service.control_address))
+        with sky.Control(address) as control:
+
+            def analysed() -> int:
+                return int(control.ask("status")["status"]["frames"]["analysed"])
+
+            def frames(n: int) -> None:
+                until = analysed() + n
+                wait(lambda: analysed() >= until)
+
+            def field(field_mT: float) -> None:
+                control.ask("set_field", field_mT=field_mT)
+                time.sleep(0.3)
+                wait(lambda: bool(control.ask("status")["status"]["field_settled"]))
+
+            wait(lambda: analysed() > 0)
+            field(6.0)
+            frames(20)
+            control.ask("take_background", frames=32)
+            frames(40)
+            field(1.6)
+            control.ask("pulse", in_plane_mT=40.0, seconds=0.5)
+            frames(120)
+    finally:
+        service.stop()
+        runner.join(60)
+    with sky.open_run(summaries[0].run_file) as run, h5py.File(tmp_path / "truth.h5") as truth:
+        first, table = next(run.backgrounds()).first_frame, run.table
+        row = {int(number): k for k, number in enumerate(truth["frames/number"][:])}
+        rows = [row[int(number)] for number in table["number"]]
+        true = np.stack([truth[f"frames/shift_{axis}_px"][:][rows] for axis in ("down", "right")], axis=1)
+        drift = np.stack([table["drift_y_px"], table["drift_x_px"]], axis=1)
+        error = (drift - true)[first:]
+        assert rms(error - error.mean(axis=0)) < 0.05  # the background's own place is not known
+        last = range(run.n_frames - 30, run.n_frames, 6)
+        assert object_f1([run.mask[k] for k in last], [truth["mask"][rows[k]] for k in last]) > 0.9
