@@ -166,17 +166,6 @@ def test_a_cached_engine_starts_without_torch(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), first.run())
 
 
-@pytest.mark.gpu
-def test_torch_runs_on_the_gpu() -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    engine = open_engine(load_model("compact"), (512, 672), "auto")
-    assert engine.name == "torch"
-    assert engine.precision == "float16"
-    assert engine.agreement >= 0.995
-
-
 # --- large images ---
 
 

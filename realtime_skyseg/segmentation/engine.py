@@ -4,24 +4,32 @@ import ctypes
 import importlib.util
 import itertools
 import logging
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from realtime_skyseg.config import EngineChoice
-from realtime_skyseg.errors import MissingExtraError, ParityError
+from realtime_skyseg.errors import MissingExtraError, ModelError, ParityError, SkysegError
 from realtime_skyseg.records import Mask
 from realtime_skyseg.segmentation.model import Model, NetworkShape
 from realtime_skyseg.segmentation.scaling import Scaling, scale
 
 log = logging.getLogger(__name__)
 
+_Loaded = TypeVar("_Loaded")
+
 #: Smallest share of pixels on which an engine must agree with torch float32.
 MIN_AGREEMENT = 0.995
+
+#: On a GPU: half precision, or float32 where a model does not stand it.
+GPU_PRECISIONS = ("float16", "float32")
 
 #: Largest layer of a network, in bytes of float32; images that need more are cut into tiles.
 _MAX_LAYER_BYTES = 256 * 2**20
@@ -30,7 +38,7 @@ _MAX_LAYER_BYTES = 256 * 2**20
 class Engine(Protocol):
     """A model made ready for one frame size. Used by one thread at a time."""
 
-    name: str  # "torch" or "openvino"
+    name: str  # "tensorrt", "torch" or "openvino"
     device: str  # name of the processor
     precision: str  # of the arithmetic: "float32", "bfloat16" or "float16"
     agreement: float  # share of pixels that agree with torch float32
@@ -100,28 +108,21 @@ def open_engine(
     Args:
         model: the model to run.
         shape: (height, width) of the images.
-        choice: which engine; `auto` is torch on a CUDA GPU, else OpenVINO, else torch on the CPU.
+        choice: which engine; `auto` is on a CUDA GPU TensorRT, else torch, and without one OpenVINO, else torch. Where
+            one cannot be made `auto` logs why and takes the next.
         threads: CPU threads; None: one per core.
         cache: folder for built engines; None: the user's cache folder.
         max_layer_bytes: where one layer of the network would take more, the image is cut into tiles.
 
     Raises:
         MissingExtraError: the chosen engine is not installed.
+        SettingsError: the chosen engine needs a GPU, and there is none.
+        ModelError: the chosen engine cannot be built for this model.
         ParityError: the engine's masks differ too much from those of torch float32.
     """
     padded = model.shape.padded(shape)
     tile = tile_shape(model.shape, padded, max_layer_bytes)
-    chosen, why = _choose(choice)
-    log.info("engine %s: %s", chosen, why)
-    engine: Engine
-    if chosen == "openvino":
-        from realtime_skyseg.segmentation.openvino_engine import OpenVinoEngine
-
-        engine = OpenVinoEngine(model, tile, threads, cache)
-    else:
-        from realtime_skyseg.segmentation.torch_engine import TorchEngine
-
-        engine = TorchEngine(model, tile, threads)
+    engine = _first_that_works(_candidates(choice), lambda name: _open(name, model, tile, threads, cache))
     return engine if tile == padded else TiledEngine(engine, padded, model.shape.margin)
 
 
@@ -149,21 +150,115 @@ def check_parity(
     return agreement
 
 
-def _choose(choice: EngineChoice) -> tuple[str, str]:
-    openvino = importlib.util.find_spec("openvino") is not None
-    if choice == "openvino" and not openvino:
-        raise MissingExtraError("engine 'openvino' needs the package openvino: pip install openvino")
+def first_exact(
+    model: Model, name: str, precisions: Sequence[str], load: Callable[[str], None], engine: Engine
+) -> tuple[str, float]:
+    """Load the engine in each precision in turn, until one passes the parity gate: that precision and the agreement.
+
+    Raises:
+        ParityError: none passes.
+    """
+
+    def found(image: NDArray[np.float32]) -> Mask:
+        engine.input[...] = image
+        return engine.run()
+
+    height, width = engine.input.shape
+    for precision in precisions:
+        load(precision)
+        try:
+            agreement = check_parity(model, name, found, (height, width))
+        except ParityError as error:
+            if precision == precisions[-1]:
+                raise
+            log.warning("%s is not exact enough for model %s: %s", precision, model.name, error)
+        else:
+            break
+    engine.input.fill(0)
+    return precision, agreement
+
+
+def cache_folder() -> Path:
+    """The user's folder for built engines."""
+    return Path(platformdirs.user_cache_dir("realtime_skyseg"))
+
+
+def cached(folder: Path, load: Callable[[Path], _Loaded], build: Callable[[Path], None]) -> _Loaded:
+    """What `load` makes of `folder`. Where it is absent or `load` raises, `build` fills it anew.
+
+    Services may build at once: each fills a folder of its own, and the first to rename wins.
+    """
+    if folder.exists():
+        try:
+            return load(folder)
+        except (ModelError, OSError, ValueError, KeyError) as error:
+            log.warning("the engine in %s cannot be used and is built again: %s", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        build(building)
+        try:
+            building.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return load(folder)
+
+
+def _first_that_works(candidates: Sequence[tuple[str, str]], make: Callable[[str], Engine]) -> Engine:
+    """Make the first candidate (name, why); where that fails, say so and make the next."""
+    for name, why in candidates[:-1]:
+        log.info("engine %s: %s", name, why)
+        try:
+            return make(name)
+        except (SkysegError, RuntimeError) as error:  # torch reports its CUDA errors as RuntimeError
+            log.warning("engine %s cannot be used, the next is tried: %s", name, error)
+    name, why = candidates[-1]
+    log.info("engine %s: %s", name, why)
+    try:
+        return make(name)
+    except RuntimeError as error:
+        raise ModelError(f"engine {name} cannot be made: {error}") from error
+
+
+def _open(name: str, model: Model, shape: tuple[int, int], threads: int | None, cache: Path | None) -> Engine:
+    if name == "tensorrt":
+        from realtime_skyseg.segmentation.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(model, shape, cache)
+    if name == "openvino":
+        if importlib.util.find_spec("openvino") is None:
+            raise MissingExtraError("engine 'openvino' needs the package openvino: pip install openvino")
+        from realtime_skyseg.segmentation.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(model, shape, threads, cache)
+    import torch
+
+    from realtime_skyseg.segmentation.torch_engine import TorchCudaEngine, TorchEngine
+
+    return TorchCudaEngine(model, shape) if torch.cuda.is_available() else TorchEngine(model, shape, threads)
+
+
+def _candidates(choice: EngineChoice) -> list[tuple[str, str]]:
+    """The engines to try in turn, each with why."""
     if choice != "auto":
-        return choice, "as set"
+        return [(choice, "as set")]
+    found = []
     # torch takes seconds to import: ask it only where there can be a CUDA driver.
     if _has_nvidia_driver():
         import torch
 
         if torch.cuda.is_available():
-            return "torch", f"auto found the CUDA GPU {torch.cuda.get_device_name()}"
-    if openvino:
-        return "openvino", "auto found no CUDA GPU"
-    return "torch", "auto found neither a CUDA GPU nor OpenVINO"
+            gpu = f"auto found the CUDA GPU {torch.cuda.get_device_name()}"
+            if importlib.util.find_spec("tensorrt") is not None:
+                found.append(("tensorrt", f"{gpu} and TensorRT"))
+            found.append(("torch", gpu))
+    if importlib.util.find_spec("openvino") is not None:
+        found.append(("openvino", "auto found no other engine" if found else "auto found no CUDA GPU"))
+    return found or [("torch", "auto found neither a CUDA GPU nor OpenVINO")]
 
 
 def _has_nvidia_driver() -> bool:
