@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 from wsgiref.simple_server import WSGIServer
 
 from realtime_skyseg.errors import MissingExtraError, SettingsError
@@ -46,7 +46,7 @@ class Metrics:
             ) from error
         self._status, self._latency_ms = status, latency_ms
         registry = CollectorRegistry()
-        registry.register(self)  # type: ignore[arg-type]  # a collector is whatever has `collect`
+        registry.register(cast(Any, self))  # a collector is whatever has `collect`
         self._server: WSGIServer
         self._thread: Thread
         try:

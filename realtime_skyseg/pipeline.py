@@ -397,7 +397,7 @@ class Pipeline:
         if source_crc32 is not None and source_crc32 == self._newest_crc32:
             self._same_images += 1
             if self._same_images == 1:
-                message = f"frame {index} is the very image that was analysed before it; does the camera still expose?"
+                message = f"frame {index} is the very image analysed before it: is the camera frozen, or overexposed?"
                 self.event("camera_frozen", message, index)
             return
         if self._same_images:
