@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from test_pipeline import ListCamera, frames, image
 from test_run_file import ORIGIN, SHAPE, frame, result
 
-from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.cli import main
+from realtime_skyseg.config import StreamSettings
+from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.records import Frame
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter, open_run
 from realtime_skyseg.storage.chunk import crc32, pack
+from realtime_skyseg.streaming import EventMessage, HeartbeatMessage, Publisher, Subscriber
 
 # --- chunks ---
 
@@ -115,6 +118,19 @@ def test_what_was_changed_afterwards_is_noticed(tmp_path: Path, dataset: str, se
             file[dataset][1] = file[dataset][1] + 1
     with open_run(tmp_path / "run.h5") as run:
         assert [run.problem(index) for index in range(3)] == ["", sentence, ""]
+
+
+def test_info_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint16), ORIGIN)
+    for index in range(3):
+        writer.add_frame(frame(index))
+    writer.close({"latency_ms": {}}, 0)
+    assert main(["info", str(tmp_path / "run.h5"), "--check"]) == 0
+    assert "3 of 3 frames are as they were written" in capsys.readouterr().out
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        file["entry/frames/camera_ns"][2] = 5
+    assert main(["info", str(tmp_path / "run.h5"), "--check"]) == 1
+    assert "frame 2: its row of frames is damaged" in capsys.readouterr().out
 
 
 def test_a_camera_that_writes_to_an_image_it_handed_over_is_noticed(tmp_path: Path) -> None:
@@ -223,6 +239,40 @@ def test_a_stalled_disk_stops_neither_camera_nor_process_and_raises_every_alarm(
         assert {"recorder_late", "recorder_full", "disk_stalled"} <= {event["kind"] for event in run.events}
 
 
+def test_the_stream_goes_on_while_the_disk_stalls(tmp_path: Path, segmenter: Segmenter) -> None:
+    """Also where the analysis waits for a place in the recorder's queue: heartbeats and the alarm still come."""
+    segmenter.open(image(0).shape)
+    writer = SlowDisk(tmp_path / "run.h5", image(0).shape, np.dtype(np.uint8), ORIGIN)
+    writer.go = threading.Event()
+    publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0", heartbeat_s=0.1), "run-1")
+    camera = ListCamera(frames(400, pause_s=0.01))
+    pipeline = Pipeline(camera, segmenter, writer, publisher, "latest", 3, 4, stall_s=0.3)
+    with Subscriber(publisher.address) as subscriber:
+        assert publisher.wait_for_subscriptions(1, 10)
+        pipeline.start()
+        watch = threading.Thread(target=lambda: [None for _ in iter(lambda: pipeline.wait(0.1), True)])
+        watch.start()
+        alarms, heartbeats = [], 0
+        for message in subscriber.every(timeout_s=10):
+            if isinstance(message, EventMessage):
+                alarms.append(message.kind)
+            elif isinstance(message, HeartbeatMessage) and "disk_stalled" in alarms:
+                heartbeats += 1
+            if heartbeats == 5:
+                break
+        assert not writer.go.is_set()
+        assert writer.frames_written == 0, "the disk has not answered yet"
+    assert "disk_stalled" in alarms
+    assert heartbeats == 5
+    writer.go.set()
+    pipeline.stop()
+    watch.join()
+    pipeline.finish()
+    publisher.close()
+    writer.close({}, 1)
+    assert pipeline.counters.imbalance() is None
+
+
 def test_a_disk_that_answers_again_is_noted(tmp_path: Path, segmenter: Segmenter) -> None:
     segmenter.open(image(0).shape)
     writer = SlowDisk(tmp_path / "run.h5", image(0).shape, np.dtype(np.uint8), ORIGIN)
@@ -310,3 +360,59 @@ def test_another_program_that_fills_the_disk_costs_the_later_frames_only(small_d
         for index in range(written):
             expected = np.random.default_rng(index).integers(0, 4000, (512, 512)).astype(np.uint16)
             np.testing.assert_array_equal(run.raw[index], expected)
+
+
+# --- segments ---
+
+#: GB of 5 frames and masks.
+FIVE = 5 * SHAPE[0] * SHAPE[1] * 3 / 1e9
+
+
+def write_segments(path: Path, n: int, results_late: int = 0) -> RunWriter:
+    writer = RunWriter(path, SHAPE, np.dtype(np.uint16), ORIGIN, segment_gb=FIVE)
+    for index in range(n + results_late):
+        if index < n and index != 7:
+            writer.add_frame(frame(index))
+        if index >= results_late:
+            writer.add_result(result(frame(index - results_late)))
+    return writer
+
+
+@pytest.mark.parametrize("results_late", [0, 7])
+def test_a_run_in_segments_reads_as_one(tmp_path: Path, results_late: int) -> None:
+    writer = write_segments(tmp_path / "100 %b.h5", 23, results_late)
+    writer.flush()
+    assert len(list(tmp_path.glob("*.segments/*.h5"))) == 5
+    with open_run(tmp_path / "100 %b.h5.partial") as run:
+        assert run.n_frames == 23
+        assert [run.problem(k) for k in range(23)] == [""] * 23
+    writer.close({}, 0)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for entry in list(tmp_path.glob("100*")):
+        entry.rename(moved / entry.name)
+    with open_run(moved / "100 %b.h5") as run:
+        assert run.raw.shape == run.mask.shape == (23, *SHAPE)
+        assert [run.problem(k) for k in range(23)] == [""] * 23
+        for index in set(range(23)) - {7}:
+            np.testing.assert_array_equal(run.raw[index], frame(index).image)
+            np.testing.assert_array_equal(run.mask[index], result(frame(index)).segmentation.mask)
+        assert run.table["written"].tolist() == [index != 7 for index in range(23)]
+    with h5py.File(moved / "100 %b.h5") as file:
+        assert file["entry/data/raw"] == file["entry/instrument/detector/data"]
+        assert file["entry/data/time"].shape == (23,)
+
+
+def test_segments_behind_both_frames_and_results_are_closed(tmp_path: Path) -> None:
+    writer = write_segments(tmp_path / "run.h5", 23)
+    writer.flush()
+    assert writer._segments
+    assert len(writer._segments.handles) == 1
+    writer.close({}, 0)
+
+
+def test_a_folder_of_segments_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.segments").mkdir()
+    with pytest.raises(SettingsError, match=r"run\.segments' exists already"):
+        write_segments(tmp_path / "run.h5", 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.segments"]

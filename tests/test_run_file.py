@@ -1,8 +1,10 @@
 """Run files: what was put in comes out, also while writing and after a kill."""
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -212,6 +214,19 @@ def test_files_that_are_no_runs(tmp_path: Path) -> None:
         file["x"] = 1
     with pytest.raises(RunFileError, match="is not a run file"):
         open_run(tmp_path / "other.h5")
+
+
+def test_an_independent_validator_finds_no_error(tmp_path: Path) -> None:
+    """The Advanced Photon Source's `nxvalidate`, with the base classes of the NeXus committee."""
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint16), ORIGIN)
+    writer.add_frame(frame(0))
+    writer.add_result(result(frame(0)))
+    writer.close({}, 0)
+    nxcheck = shutil.which("nxcheck", path=sysconfig.get_path("scripts"))
+    assert nxcheck, "the test extra is not installed"
+    done = subprocess.run([nxcheck, tmp_path / "run.h5"], capture_output=True, text=True, check=True)
+    assert "NXdetector: /entry/instrument/detector" in done.stdout
+    assert "Total number of errors: 0" in done.stdout, done.stdout
 
 
 def test_the_file_follows_nexus(tmp_path: Path) -> None:

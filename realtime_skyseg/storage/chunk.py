@@ -8,9 +8,11 @@ import math
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +85,19 @@ def find_chunks(data: mmap.mmap, shape: tuple[int, ...], dtype: np.dtype[Any]) -
                 )
                 yield data[start : end + 4], np.asarray(image).view(dtype).reshape(shape)
         start = data.find(head, start + 1)
+
+
+def put(stack: h5py.Dataset, index: int, chunk: Chunk) -> None:
+    """Write a frame's chunk past HDF5's filters and cache, to a stack that is long enough."""
+    try:
+        stack.id.write_direct_chunk((index, 0, 0), chunk.data)
+    except (OSError, RuntimeError):
+        # HDF5 remembers the place of this chunk, though it could not write there, until it has looked at another one.
+        with suppress(OSError, RuntimeError):
+            stack.id.read_direct_chunk((0 if index else 1, 0, 0))
+        raise
+    if not stack.id.get_chunk_info_by_coord((index, 0, 0)).size:
+        raise OSError(f"HDF5 has no entry for frame {index}, which it has written")
 
 
 def crc32(image: NDArray[Any]) -> int:

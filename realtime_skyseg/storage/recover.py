@@ -7,13 +7,18 @@ older than it should be so costs the frames it belongs to, and never makes one u
 looked for in the whole file, and known by their CRC-32.
 """
 
+import faulthandler
 import io
 import json
+import logging
 import mmap
+import subprocess
+import sys
+import time
 import zlib
 from collections import Counter, defaultdict
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,12 @@ from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.records import Counters, Skipped
 from realtime_skyseg.storage import layout
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
+from realtime_skyseg.storage.segments import FRAMES_PER_FILE
 from realtime_skyseg.storage.writer import append, iso, new_stack
 
 _ALL_COLUMNS = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+
+log = logging.getLogger(__name__)
 
 #: What HDF5 raises on damage.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError)
@@ -77,12 +85,13 @@ class Rescue:
         }
 
 
-def recover(path: str | Path, out: str | Path | None = None) -> Rescue:
+def recover(path: str | Path, out: str | Path | None = None, patience_s: float = 20.0) -> Rescue:
     """Copy what is whole in a damaged run file to a new one; the damaged one is not touched.
 
     Args:
         path: the run file, usually NAME.h5.partial.
         out: the new file; default: NAME.recovered.h5 beside it. Never overwritten.
+        patience_s: HDF5 is given up when it hangs on the damage for longer.
 
     Raises:
         SettingsError: there is no such file, or the new one exists.
@@ -98,19 +107,48 @@ def recover(path: str | Path, out: str | Path | None = None) -> Rescue:
     for existing in (target, partial):
         if existing.exists():
             raise SettingsError(f"'{existing}' exists already and is not overwritten; move it away")
-    with path.open("rb") as file:
-        view = _View(file)
-        try:
-            with h5py.File(view, "r") as damaged:
-                rescue = _rescue(damaged, file, partial, Rescue(target), path)
-        except RunFileError:
-            partial.unlink(missing_ok=True)
-            raise
-        except _DAMAGE as error:
-            partial.unlink(missing_ok=True)
-            raise RunFileError(f"nothing can be rescued from '{path}': {_why(error)}") from error
+    program = "import sys; from realtime_skyseg.storage.recover import _rescue_here; _rescue_here(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, str(path), str(partial), str(patience_s)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        hangs = "Timeout" in done.stderr
+        what = f"hangs for more than {patience_s:g} s" if hangs else f"broke off (status {done.returncode})"
+        answer = {"error": f"HDF5 {what} on its damage"}
+    if "error" in answer:
+        partial.unlink(missing_ok=True)
+        raise RunFileError(f"nothing can be rescued from '{path}': {answer['error']}")
     partial.rename(target)
-    return rescue
+    return Rescue(target, **answer)
+
+
+def _rescue_here(path: str, partial: str, patience_s: str) -> None:
+    """In a process of its own, because HDF5 can hang or crash on damaged metadata; the answer goes to stdout."""
+    alive = _Alive(float(patience_s))
+    try:
+        with Path(path).open("rb") as file, h5py.File(_View(file), "r") as damaged:
+            rescue = asdict(_rescue(damaged, file, Path(partial), Rescue(Path(path)), alive))
+        del rescue["path"]
+        answer = json.dumps(rescue)
+    except (*_DAMAGE, RunFileError) as error:
+        answer = json.dumps({"error": _why(error)})
+    faulthandler.cancel_dump_traceback_later()
+    sys.stdout.write(answer)
+
+
+class _Alive:
+    """Ends this process unless it is called again in time, even where Python itself stands still."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._next = 0.0
+        self()
+
+    def __call__(self) -> None:
+        if time.monotonic() > self._next:
+            faulthandler.dump_traceback_later(self._patience_s, exit=True)
+            self._next = time.monotonic() + self._patience_s / 10
 
 
 class _View(io.RawIOBase):
@@ -132,7 +170,7 @@ class _View(io.RawIOBase):
                 f"nothing can be rescued from '{file.name}': its first 48 bytes are not those of a run file"
             )
         if head[44:] != imagecodecs.h5checksum_metadata(bytes(head[:44])).to_bytes(4, "little"):
-            raise RunFileError(f"nothing can be rescued from '{file.name}': its superblock is damaged")
+            raise RunFileError("its superblock is damaged")
         self._size = max(size, int.from_bytes(head[28:36], "little"))
         head[11] = 0
         head[28:36] = self._size.to_bytes(8, "little")
@@ -165,7 +203,7 @@ class _View(io.RawIOBase):
         return len(wanted)
 
 
-def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, path: Path) -> Rescue:
+def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, alive: _Alive) -> Rescue:
     frames = damaged[layout.FRAMES]
     columns = {name: _read_column(frames, name, rescue) for name in _ALL_COLUMNS if name in frames}
     n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
@@ -178,9 +216,14 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
     good_row = _good_rows(table, frames, "row_crc32")
     good_result = _good_rows(table, frames, "result_crc32")
     objects = _read_table(damaged, layout.OBJECTS, rescue)
+    objects = objects[np.argsort(objects["frame"], kind="stable")]
+    first = np.searchsorted(objects["frame"], np.arange(n + 1))
     events = _read_table(damaged, layout.EVENTS, rescue)
 
-    with h5py.File(partial, "x", libver=("v110", "v110")) as new:
+    with ExitStack() as owned:
+        new = owned.enter_context(h5py.File(partial, "x", libver=("v110", "v110")))
+        raws = _Images(damaged[layout.RAW], "raw", file, owned)
+        all_masks = _Images(damaged[layout.MASK], "mask", file, owned)
         _copy_group(damaged, new, damaged, rescue, {damaged: new})
         raw, masks = new[layout.RAW], new[layout.MASK]
         for stack in (raw, masks):
@@ -189,18 +232,19 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
         no_raw: dict[int, list[int]] = defaultdict(list)  # CRC-32: frames whose image HDF5 does not find
         no_mask: dict[int, list[int]] = defaultdict(list)
         for index in range(n):
+            alive()
             row = table[index : index + 1]
             if not good_row[index]:
                 rescue.lost_frames.append(index)
                 _clear(row, layout.FRAME_COLUMNS)
             elif row["written"][0]:
-                if not _copy_chunk(damaged[layout.RAW], raw, index, _value(row, "raw_crc32")):
+                if not raws.copy(index, raw, _value(row, "raw_crc32")):
                     no_raw[_value(row, "raw_crc32")].append(index)
-            elif _has_chunk(damaged[layout.RAW], index):
+            elif raws.has(index):
                 rescue.lost_frames.append(index)  # its row is missing, and with it what vouches for it
             if good_result[index] and row["skipped"][0] != Skipped.NOT_SKIPPED:
                 continue
-            own = objects[objects["frame"] == index]
+            own = objects[first[index] : first[index + 1]]
             pair = _value(row, "raw_crc32"), _value(row, "source_crc32")
             if not (
                 good_result[index]
@@ -212,14 +256,14 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
                 _clear(row, layout.RESULT_COLUMNS)
                 continue
             kept[index] = own
-            if not _copy_chunk(damaged[layout.MASK], masks, index, _value(row, "mask_crc32")):
+            if not all_masks.copy(index, masks, _value(row, "mask_crc32")):
                 no_mask[_value(row, "mask_crc32")].append(index)
-        for index in _search(file, raw, no_raw):
+        for index in raws.search(raw, no_raw, alive):
             rescue.lost_frames.append(index)
             table["written"][index] = 0
             if rescue.checked:
                 table["raw_crc32"][index] = -1
-        for index in _search(file, masks, no_mask):
+        for index in all_masks.search(masks, no_mask, alive):
             rescue.lost_results.append(index)
             _clear(table[index : index + 1], layout.RESULT_COLUMNS)
             del kept[index]
@@ -227,7 +271,7 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
         rescue.lost_results.sort()
         rescue.written, rescue.analysed = int(table["written"].sum()), len(kept)
         _write(new, table, list(kept.values()), [events])
-        _conclude(new, table, rescue, path)
+        _conclude(new, table, rescue)
     return rescue
 
 
@@ -303,57 +347,85 @@ def _copy_group(
                 continue
             if item in stacks:
                 made[item] = new_stack(target, name, item.shape[1:], item.dtype, item.fillvalue)
-            elif item in tables:
-                made[item] = target.create_dataset(
-                    name, (0, *item.shape[1:]), item.dtype, maxshape=item.maxshape, chunks=item.chunks,
-                    fillvalue=item.fillvalue, compression=item.compression, compression_opts=item.compression_opts,
-                )  # fmt: skip
             else:
-                source.copy(item, target, name)
-                made[item] = target[name]
-                continue
-            for key, value in item.attrs.items():
-                made[item].attrs[key] = value
+                made[item] = _new_like(item, target, name, (0,) if item in tables else item.shape)
+                if item not in tables:
+                    for part in item.iter_chunks() if item.chunks and item.size else ((),):
+                        made[item][part] = item[part]
+            for key in set(item.attrs) - {FRAMES_PER_FILE}:
+                made[item].attrs[key] = item.attrs[key]
         except _DAMAGE as error:
             rescue.notes.append(f"'{source.name}/{name}' cannot be read: {_why(error)}")
 
 
-def _copy_chunk(source: h5py.Dataset, target: h5py.Dataset, index: int, told: int) -> bool:
-    """Copy an image; False where it is missing or fails a check."""
-    try:
-        if not _has_chunk(source, index):
+def _new_like(item: h5py.Dataset, target: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """An empty dataset of the same kind. HDF5's own copy crashes on some files that it reads through `_View`."""
+    space = h5py.h5s.create_simple(shape, item.id.get_space().get_simple_extent_dims(True)) if shape else None
+    kind, settings = item.id.get_type(), item.id.get_create_plist()
+    made = h5py.h5d.create(target.id, name.encode(), kind, space or h5py.h5s.create(h5py.h5s.SCALAR), settings)
+    return h5py.Dataset(made)
+
+
+class _Images:
+    """The images of a stack, in the damaged file or in its segments, as far as they are there."""
+
+    def __init__(self, stack: h5py.Dataset, kind: str, file: io.BufferedReader, owned: ExitStack) -> None:
+        self.files = [file]
+        self._stacks: dict[int, h5py.Dataset] = {0: stack}
+        self._per_file = sys.maxsize
+        if not stack.is_virtual:
+            return
+        self.files, self._stacks = [], {}
+        source = stack.virtual_sources()[0]
+        self._per_file = int(stack.attrs[FRAMES_PER_FILE])
+        folder = Path(file.name).parent / Path(source.file_name.replace("%%", "%")).parent
+        for path in folder.glob("*.h5"):
+            self.files.append(owned.enter_context(path.open("rb")))
+            with suppress(*_DAMAGE, RunFileError):
+                opened = owned.enter_context(h5py.File(_View(self.files[-1]), "r"))
+                self._stacks[int(path.stem)] = opened[kind]
+
+    def has(self, index: int) -> bool:
+        """Whether HDF5 has an entry for this image."""
+        number, place = divmod(index, self._per_file)
+        stack = self._stacks.get(number)
+        try:
+            return (
+                stack is not None and place < len(stack) and bool(stack.id.get_chunk_info_by_coord((place, 0, 0)).size)
+            )
+        except _DAMAGE:
             return False
-        chunk = pack(source[index])
-    except _DAMAGE:
-        return False
-    if told not in (-1, chunk.crc32):
-        return False
-    target.id.write_direct_chunk((index, 0, 0), chunk.data)
-    return True
 
+    def copy(self, index: int, target: h5py.Dataset, told: int) -> bool:
+        """Copy an image; False where it is missing or fails a check."""
+        if not self.has(index):
+            return False
+        number, place = divmod(index, self._per_file)
+        try:
+            chunk = pack(self._stacks[number][place])
+        except _DAMAGE:
+            return False
+        if told not in (-1, chunk.crc32):
+            return False
+        target.id.write_direct_chunk((index, 0, 0), chunk.data)
+        return True
 
-def _has_chunk(stack: h5py.Dataset, index: int) -> bool:
-    try:
-        return index < len(stack) and bool(stack.id.get_chunk_info_by_coord((index, 0, 0)).size)
-    except _DAMAGE:
-        return False
+    def search(self, target: h5py.Dataset, missing: dict[int, list[int]], alive: _Alive) -> list[int]:
+        """Look for images that HDF5 does not find, by CRC-32, in all files; returns the frames without."""
+        unknown = missing.pop(-1, [])
+        for file in self.files if missing else ():
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for chunk, image in find_chunks(data, target.shape[1:], target.dtype):
+                    alive()
+                    for index in missing.pop(crc32(image), ()):
+                        target.id.write_direct_chunk((index, 0, 0), chunk)
+                    if not missing:
+                        break
+        return [*unknown, *(index for indices in missing.values() for index in indices)]
 
 
 def _value(row: NDArray[Any], name: str) -> int:
     return int(row[name][0]) if name in (row.dtype.names or ()) else -1
-
-
-def _search(file: io.BufferedReader, target: h5py.Dataset, missing: dict[int, list[int]]) -> list[int]:
-    """Look for images that HDF5 does not find, by their CRC-32, in all of the file; returns those that are not there."""
-    unknown = missing.pop(-1, [])
-    if missing:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for chunk, image in find_chunks(data, target.shape[1:], target.dtype):
-                for index in missing.pop(crc32(image), ()):
-                    target.id.write_direct_chunk((index, 0, 0), chunk)
-                if not missing:
-                    break
-    return [*unknown, *(index for indices in missing.values() for index in indices)]
 
 
 def _clear(row: NDArray[Any], kind: dict[str, tuple[Any, float, str, str]]) -> None:
@@ -377,7 +449,7 @@ def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], eve
         append(new[name], rows)
 
 
-def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue, path: Path) -> None:
+def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue) -> None:
     """Write the counters of what is in the new file: received is what the damaged file knows of."""
     counters = Counters(received=rescue.frames, analysed=rescue.analysed, written=rescue.written)
     damaged = len(rescue.lost_frames)
@@ -390,7 +462,7 @@ def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue, path: Path) -
     counters.not_analysed = {Skipped(cause).name.lower(): count for cause, count in sorted(causes.items())}
     counters.camera_lost = int(table["camera_lost"].sum())
     message = (
-        f"recovered from '{path.name}': {rescue.written} of {rescue.frames} frames with {rescue.analysed} results; "
+        f"recovered from '{rescue.path.name}': {rescue.written} of {rescue.frames} frames, {rescue.analysed} results; "
         "frames after its last flush are not known"
     )
     last_ns = int(max(table["written_ns"], default=0))

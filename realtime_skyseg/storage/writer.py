@@ -29,7 +29,8 @@ import numpy as np
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
 from realtime_skyseg.storage import layout
-from realtime_skyseg.storage.chunk import Chunk, pack
+from realtime_skyseg.storage.chunk import Chunk, pack, put
+from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
 
 #: Held back on the disk beyond 32 frames, for what HDF5 still holds in its caches. It must never meet a full disk
 #: itself: an error while it empties them ends the process by a segmentation fault (HDF5 2.0.0 in h5py 3.16).
@@ -91,6 +92,8 @@ class RunWriter:
         provenance: what the file says of its origin.
         flush_s: longest time between two flushes while frames arrive.
         threads: that compress.
+        segment_gb: raw frames and masks go to further files of about so many GB before compression (`segments`);
+            None: all in one file.
 
     Attributes:
         frames_written: raw frames that are in the file.
@@ -111,6 +114,7 @@ class RunWriter:
         provenance: Provenance,
         flush_s: float = 0.5,
         threads: int = 2,
+        segment_gb: float | None = None,
     ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
@@ -121,7 +125,8 @@ class RunWriter:
         self._start_ns = time.time_ns()
         self._shape, self._dtype = shape, dtype
         self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
-        for existing in (self.path, self.partial):
+        folder = path.with_name(f"{path.stem}.segments")
+        for existing in (self.path, self.partial, *([folder] if segment_gb else [])):
             if existing.exists():
                 raise SettingsError(
                     f"run file '{existing}' exists already and is not overwritten; choose another record.name"
@@ -138,17 +143,29 @@ class RunWriter:
         except OSError as error:
             reason = error.strerror or str(error)
             raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {reason}") from error
+        self._segments: Segments | None = None
+        self._reserve: IO[bytes] | None = None
         try:
+            if segment_gb:
+                frames = max(1, int(segment_gb * 1e9 / (shape[0] * shape[1] * (dtype.itemsize + 1))))
+                self._segments = Segments(folder, shape, dtype, frames)
             self._create(shape, dtype, provenance)
             self._file.swmr_mode = True
             spare = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
-            self._reserve: IO[bytes] | None = _hold_back(path.parent, self._reserve_bytes - spare)
+            self._reserve = _hold_back(path.parent, self._reserve_bytes - spare)
             self._handle = os.open(self.partial, os.O_RDWR)
-        except BaseException:
+        except BaseException as error:
+            self._give_back()
             self._file.close()
             self.partial.unlink()
+            if self._segments:
+                folder.rmdir()
+            if isinstance(error, OSError):
+                raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {error}") from error
             raise
-        self._raw, self._masks = self._file[layout.RAW], self._file[layout.MASK]
+        self._stacks: dict[Kind, h5py.Dataset] = {"raw": self._file[layout.RAW], "mask": self._file[layout.MASK]}
+        self._extent: dict[Kind, int] = {"raw": 0, "mask": 0}  # asking HDF5 for it costs more than writing
+        self._length = 0  # frames that are known of
         self._frames = _Block(self._file[layout.FRAMES], layout.FRAME_COLUMNS, "row_crc32")
         self._results = _Block(self._file[layout.FRAMES], layout.RESULT_COLUMNS, "result_crc32")
         self._objects: list[np.ndarray] = []
@@ -227,6 +244,8 @@ class RunWriter:
             except DiskFullError as error:
                 full = full or error
         self._next_flush = time.monotonic() + self._flush_s
+        if self._free() < _MARGIN_BYTES:
+            self._give_back()  # before HDF5 meets the full disk: what fails in its caches is lost, even at a second try
         self._ask_disk("be flushed", self._flush)
         if self._sync is None or self._sync.done():
             if self._sync and (failed := self._sync.exception()):
@@ -250,11 +269,20 @@ class RunWriter:
                 self._file["entry/exit_status"][()] = exit_status
             finally:
                 self._release()
+            if self._segments:
+                self._end_stacks(self._segments)
             if self.path.exists():
                 raise FileExistsError(f"'{self.path}' has appeared meanwhile")
             self.partial.rename(self.path)
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot be finished: {error}") from error
+
+    def _end_stacks(self, segments: Segments) -> None:
+        stacks: tuple[tuple[Kind, str], ...] = (("raw", layout.RAW), ("mask", layout.MASK))
+        with h5py.File(self.partial, "r+", libver=("v110", "v110")) as file:
+            for kind, place in stacks:
+                places = (place, f"entry/data/{kind}")
+                end_virtual_stack(file, places, segments.folder.name, segments.frames, kind, self._length)
 
     def _take(self, item: Frame | Result, image: np.ndarray) -> None:
         if image.shape != self._shape:
@@ -282,7 +310,7 @@ class RunWriter:
         if self._reserve is None:
             raise self._disk_full(frame.index)
         begun = time.perf_counter_ns()
-        self._ask_disk(f"take frame {frame.index}", lambda: _put(self._raw, frame.index, chunk))
+        self._ask_disk(f"take frame {frame.index}", lambda: self._put("raw", frame.index, chunk))
         took_ns = time.perf_counter_ns() - begun
         frame.crc32 = chunk.crc32
         self.frames_written += 1
@@ -302,32 +330,27 @@ class RunWriter:
         )
 
     def _write_result(self, result: Result, chunk: Chunk) -> None:
-        index, found = result.frame.index, result.segmentation
+        index = result.frame.index
         if self.changed_frame < 0 and -1 not in (checks := (result.frame.crc32, result.source_crc32)):
             self.changed_frame = index if checks[0] != checks[1] else -1
-        rows = np.empty(len(found.objects), layout.ROW_DTYPE)
-        rows["frame"] = index
-        for name in found.objects.dtype.names or ():
-            rows[name] = found.objects[name]
-        self._ask_disk(f"take the mask of frame {index}", lambda: _put(self._masks, index, chunk))
+        self._ask_disk(f"take the mask of frame {index}", lambda: self._put("mask", index, chunk))
+        values, rows = result_row(result, chunk.crc32)
         self._objects.append(rows)
-        self._results.add(
-            index,
-            skipped=Skipped.NOT_SKIPPED,
-            count=found.count,
-            stripes=found.stripes,
-            area_fraction=found.area_fraction,
-            segmented_ns=result.segmented_ns,
-            published_ns=result.published_ns,
-            drift_x_px=result.drift_px[0],
-            drift_y_px=result.drift_px[1],
-            drift_quality=result.drift_quality,
-            source_crc32=result.source_crc32,
-            mask_crc32=chunk.crc32,
-            objects_crc32=zlib.crc32(rows.tobytes()),
-        )
+        self._results.add(index, **values)
+
+    def _put(self, kind: Kind, index: int, chunk: Chunk) -> None:
+        self._length = max(self._length, index + 1)
+        if self._segments:
+            self._segments.put(kind, index, chunk)
+            return
+        if self._extent[kind] <= index:
+            self._stacks[kind].id.set_extent((index + 1, *self._shape))
+            self._extent[kind] = index + 1
+        put(self._stacks[kind], index, chunk)
 
     def _flush(self) -> None:
+        if self._segments:
+            self._segments.flush()
         self._frames.write()
         self._results.write()
         append(self._file[layout.OBJECTS], self._objects)
@@ -381,7 +404,9 @@ class RunWriter:
     def _sync_to_disk(self) -> None:
         self._sync_since = time.monotonic()
         try:
-            os.fsync(self._handle)
+            for handle in (self._handle, *(self._segments.handles if self._segments else ())):
+                with suppress(*() if handle == self._handle else (OSError,)):  # a segment may be closed meanwhile
+                    os.fsync(handle)
         finally:
             self._sync_since = 0.0
 
@@ -402,11 +427,19 @@ class RunWriter:
         self._closed = True
         self._waiting.clear()
         try:
+            if self._segments:
+                self._segments.close()
             self._file.close()
         finally:
             self._pool.shutdown()
             self._give_back()
             os.close(self._handle)
+
+    def _new_stack(self, parent: h5py.Group, name: str, dtype: np.dtype[Any], fill: int, kind: Kind) -> h5py.Dataset:
+        if not self._segments:
+            return new_stack(parent, name, self._shape, dtype, fill)
+        folder, frames = self._segments.folder.name, self._segments.frames
+        return new_virtual_stack(parent, name, self._shape, dtype, fill, folder, frames, kind)
 
     def _free(self) -> int:
         return shutil.disk_usage(self.path.parent).free
@@ -430,7 +463,7 @@ class RunWriter:
         instrument = _group(entry, "instrument", "NXinstrument")
         _text(instrument, "name", "Kerr microscope")
         detector = _group(instrument, "detector", "NXdetector")
-        raw = new_stack(detector, "data", shape, dtype, fill=0)
+        raw = self._new_stack(detector, "data", dtype, 0, "raw")
         raw.attrs["long_name"] = "raw frames"
         for name, value in provenance.camera.items():
             detector.create_dataset(name, data=np.bytes_(str(value).encode()) if isinstance(value, str) else value)
@@ -446,7 +479,7 @@ class RunWriter:
         process.create_dataset("agreement", data=provenance.agreement).attrs["long_name"] = (
             "share of pixels equal to torch float32"
         )
-        masks = new_stack(process, "mask", shape, np.dtype(np.uint8), fill=NOT_ANALYSED)
+        masks = self._new_stack(process, "mask", np.dtype(np.uint8), NOT_ANALYSED, "mask")
         masks.attrs["long_name"] = "class per pixel"
         masks.attrs["classes"] = json.dumps(
             {value.name.lower(): value.value for value in Class} | {"not_analysed": NOT_ANALYSED}
@@ -587,6 +620,30 @@ class _Block:
         self._written = end
 
 
+def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.ndarray]:
+    """The values of a result in the columns of `layout.RESULT_COLUMNS`, and its rows in the table of objects."""
+    found = result.segmentation
+    rows = np.empty(len(found.objects), layout.ROW_DTYPE)
+    rows["frame"] = result.frame.index
+    for name in found.objects.dtype.names or ():
+        rows[name] = found.objects[name]
+    values = {
+        "skipped": Skipped.NOT_SKIPPED,
+        "count": found.count,
+        "stripes": found.stripes,
+        "area_fraction": found.area_fraction,
+        "segmented_ns": result.segmented_ns,
+        "published_ns": result.published_ns,
+        "drift_x_px": result.drift_px[0],
+        "drift_y_px": result.drift_px[1],
+        "drift_quality": result.drift_quality,
+        "source_crc32": result.source_crc32,
+        "mask_crc32": mask_crc32,
+        "objects_crc32": zlib.crc32(rows.tobytes()),
+    }
+    return values, rows
+
+
 def append(table: h5py.Dataset, blocks: list[np.ndarray]) -> None:
     """Write rows at the end of a table, and forget them."""
     new = sum(map(len, blocks))
@@ -595,21 +652,6 @@ def append(table: h5py.Dataset, blocks: list[np.ndarray]) -> None:
         table.resize(start + new, axis=0)
         table[start:] = np.concatenate(blocks)
     blocks.clear()
-
-
-def _put(stack: h5py.Dataset, index: int, chunk: Chunk) -> None:
-    """Write a frame's chunk past HDF5's filters and cache."""
-    if len(stack) <= index:
-        stack.id.set_extent((index + 1, *stack.shape[1:]))
-    try:
-        stack.id.write_direct_chunk((index, 0, 0), chunk.data)
-    except (OSError, RuntimeError):
-        # HDF5 remembers the place of this chunk, though it could not write there, until it has looked at another one.
-        with suppress(OSError, RuntimeError):
-            stack.id.read_direct_chunk((0 if index else 1, 0, 0))
-        raise
-    if not stack.id.get_chunk_info_by_coord((index, 0, 0)).size:
-        raise OSError(f"HDF5 has no entry for frame {index}, which it has written")
 
 
 def _hold_back(folder: Path, size: int) -> IO[bytes]:

@@ -1,0 +1,198 @@
+"""Offline analysis by the code of live runs: recordings become run files, and run files get the results they lack."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realtime_skyseg.analysis import measure
+from realtime_skyseg.config import Config, validate
+from realtime_skyseg.errors import ModelError, RunFileError
+from realtime_skyseg.pipeline import Pipeline
+from realtime_skyseg.preparation import Preparation
+from realtime_skyseg.records import Event, Frame, Result, Skipped
+from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.service import Service
+from realtime_skyseg.storage import Run, RunFiller, crc32, open_run
+
+#: Kinds of files that are looked into for a run; all else is a recording.
+_RUN_SUFFIXES = (".h5", ".hdf5", ".nxs", ".partial")
+
+#: Frames that were analysed live and are analysed again first: their masks must come out bit-equal.
+_PROBES = 3
+
+_NOTHING = measure(np.zeros((1, 1), np.uint8))
+
+#: Called with how many frames are done, and of how many; None where nobody knows.
+Progress = Callable[[int, int | None], None]
+
+
+def analyse(
+    path: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+    accept_other: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Analyse a recording or a folder of images, or fill in what a run file lacks; gives a summary like that of a run.
+
+    Args:
+        path: what the replay camera reads, or a finished run file.
+        out: folder of the new file, which has the name of `path`. Never overwritten.
+        overrides: "key.subkey=value" texts that replace settings.
+        settings: of the analysis of a recording; absent: those of `skyseg run` where nothing is said. A run file
+            brings its own.
+        accept_other: fill in results even where they would not be equal to live ones: of a model, an engine or
+            settings other than the run's.
+        progress: called now and then.
+
+    Raises:
+        SettingsError: a path or a setting is wrong, or the new file exists.
+        SkysegError: what else stops a run, or results would not be equal to those of the live run.
+    """
+    if path.is_file() and path.suffix in _RUN_SUFFIXES:
+        with open_run(path) as run:
+            if run.state == "unfinished":
+                raise RunFileError(f"run file '{path}' is not finished; allowed: first `skyseg recover {path}`")
+            return _fill(run, out / path.name, overrides, accept_other, progress)
+    return _record(path, out, overrides, settings or {}, progress)
+
+
+def _record(
+    path: Path,
+    out: Path,
+    overrides: Sequence[str],
+    settings: dict[str, Any],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The live service on a recording that waits for it."""
+    tree = {
+        **settings,
+        "camera": {"driver": "replay", "path": str(path), "rate_hz": "max"},
+        "analysis": {**settings.get("analysis", {}), "policy": "every"},
+        "stream": {"enabled": False},
+        "control": {"enabled": False},
+        "record": {**settings.get("record", {}), "folder": str(out), "name": _name(path)},
+    }
+    for live_only in ("field", "experiment", "metrics", "access"):
+        tree.pop(live_only, None)
+
+    def watch(pipeline: Pipeline) -> None:
+        if progress:
+            progress(pipeline.counters.analysed, None)
+
+    return Service(validate(tree, overrides)).run(watch).as_dict()
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    return path.stem if path.is_file() else path.name
+
+
+def _fill(
+    run: Run, target: Path, overrides: Sequence[str], accept_other: bool, progress: Progress | None
+) -> dict[str, Any]:
+    table = run.table
+    recorded, live = table["written"] == 1, table["skipped"] == Skipped.NOT_SKIPPED
+    config = _settings_of(run, overrides)
+    segmenter = Segmenter.load(
+        config.analysis.model,
+        config.analysis.engine,
+        config.analysis.threads,
+        config.measure.min_area_px,
+        config.measure.stripe_slenderness,
+        config.measure.polarity,
+    )
+    told = run.provenance["weights_sha256"]
+    if segmenter.model.sha256 != told and not accept_other:
+        raise ModelError(
+            f"analysis.model: '{config.analysis.model}' has the SHA-256 {segmenter.model.sha256[:16]}..., but the run "
+            f"was analysed with {told[:16]}...; allowed: the run's own model, or --accept-other"
+        )
+    if config.prepare and not accept_other and (live & ~recorded).any():
+        raise RunFileError(
+            f"run file '{run.path}': frames were analysed that are not in the file, and prepare depends on the frames "
+            "before; allowed: --accept-other, for results that may differ from live ones"
+        )
+    compared = "not compared with live results" if accept_other else _compare(run, live, segmenter, config)
+    analysis = _Analysis(run, segmenter, config)
+    filler = RunFiller(run.path, target)
+    try:
+        for index in np.flatnonzero(recorded):
+            result = analysis(int(index), bool(live[index]), not live[index])
+            if result is not None:
+                filler.add_result(result)
+                if progress:
+                    progress(filler.filled, int((recorded & ~live).sum()))
+        message = "no frame lacked a result"
+        if filler.filled:
+            engine = f"{segmenter.engine.name} ({segmenter.engine.precision}) on {segmenter.engine.device}"
+            message = f"{filler.filled} frames were analysed afterwards by {segmenter.model.name}, {engine}; {compared}"
+        summary = filler.close(Event(time.time_ns(), "analysed_afterwards", message))
+    finally:
+        filler.abandon()
+    return summary | {"exit_status": 0, "run_file": str(target), "run_files": [str(target)], "filled": message}
+
+
+def _settings_of(run: Run, overrides: Sequence[str]) -> Config:
+    """The run's own settings, with the engine that `auto` chose then, and without what is not needed here."""
+    tree = {name: section for name, section in run.config.items() if name in ("prepare", "analysis", "measure")}
+    tree["camera"] = {"driver": "replay", "path": "bundled"}
+    tree["analysis"] = {**tree.get("analysis", {}), "engine": run.provenance["engine"]}
+    return validate(tree, overrides)
+
+
+class _Analysis:
+    """The way from a run's frame to its result, as `Pipeline` goes it. Frames are taken in order."""
+
+    def __init__(self, run: Run, segmenter: Segmenter, config: Config) -> None:
+        self._run = run
+        self._segmenter = segmenter
+        self._preparation: Preparation | None = None
+        if config.prepare:
+            height, width = run.raw.shape[1:]
+            self._preparation = Preparation(config.prepare, (height, width), run.backgrounds())
+
+    def __call__(self, index: int, live: bool, wanted: bool) -> Result | None:
+        """The result of a frame, where it is wanted.
+
+        Args:
+            index: of the frame.
+            live: it was analysed in the run, so that the preparation of later frames depends on it.
+            wanted: else it only passes through the preparation.
+        """
+        if not wanted and self._preparation is None:
+            return None
+        image = self._run.raw[index]
+        result = Result(Frame(image, number=-1, index=index), _NOTHING, source_crc32=crc32(image))
+        if self._preparation:
+            ready = self._preparation(image, index, keep=live)
+            if not wanted:
+                return None
+            result.drift_px, result.drift_quality = ready.drift_px, ready.drift_quality
+            result.segmentation = self._preparation.place(self._segmenter(ready.image))
+        else:
+            result.segmentation = self._segmenter(image)
+        result.segmented_ns = time.time_ns()
+        return result
+
+
+def _compare(run: Run, live: np.ndarray, segmenter: Segmenter, config: Config) -> str:
+    """Analyse frames again that were analysed live: their masks must come out bit-equal. Says what was compared."""
+    analysis = _Analysis(run, segmenter, config)
+    places = np.flatnonzero(live)
+    # What a prepared frame becomes depends on those before, so that only the first are cheap to have again.
+    probes = set(places[:_PROBES] if config.prepare else places[np.linspace(0, len(places) - 1, _PROBES).astype(int)])
+    for index in range(max(probes, default=-1) + 1):
+        if live[index] and (again := analysis(index, True, index in probes)):
+            differ = int((again.segmentation.mask != run.mask[index]).sum())
+            if differ:
+                raise ModelError(
+                    f"run file '{run.path}': frame {index} comes out differently from the live run, in {differ} "
+                    f"pixels, with {segmenter.engine.name} on {segmenter.engine.device}; allowed: the engine and "
+                    "device of the run, or --accept-other"
+                )
+    return f"{len(probes)} live results came out equal"

@@ -1,0 +1,137 @@
+"""Raw frames and masks of a long run in several files of a fixed number of frames each, under one run file.
+
+NAME.h5 shows them as its own stacks (virtual datasets). The files are NAME.segments/0.h5, 1.h5, ...: each holds `raw`
+and `mask`, and belongs to frames k n to (k + 1) n - 1. They have their final names from the beginning, because NAME.h5
+names them before they exist.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from realtime_skyseg.records import NOT_ANALYSED
+from realtime_skyseg.storage.chunk import Chunk, put
+
+Kind = Literal["raw", "mask"]
+
+#: Attribute of a virtual stack.
+FRAMES_PER_FILE = "frames_per_file"
+
+
+@dataclass(slots=True)
+class _Segment:
+    file: h5py.File
+    stacks: dict[Kind, h5py.Dataset]
+    handle: int  # to bring it to the disk
+
+
+class Segments:
+    """The files of a run that is being written, by one thread.
+
+    Args:
+        folder: made here; must not exist.
+        shape: (height, width) of the frames.
+        dtype: of the raw frames.
+        frames: per file.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: np.dtype[Any], frames: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.frames = frames
+        self._shape, self._dtype = shape, dtype
+        self._made = 0
+        self._open: dict[int, _Segment] = {}
+        self._reached = {"raw": 0, "mask": 0}  # indices rise; what is behind both is closed
+
+    def put(self, kind: Kind, index: int, chunk: Chunk) -> None:
+        """Write an image at its index."""
+        number, place = divmod(index, self.frames)
+        while self._made <= number:  # without gaps: a reader stops at the first file that is missing
+            self._make(self._made)
+            self._made += 1
+        put(self._open[number].stacks[kind], place, chunk)
+        self._reached[kind] = index
+        while self._open and (oldest := min(self._open)) < min(self._reached.values()) // self.frames:
+            self._close(oldest)
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        for segment in self._open.values():
+            segment.file.flush()
+
+    @property
+    def handles(self) -> list[int]:
+        """Of the open files. For any thread, which must expect that one was closed meanwhile."""
+        return [segment.handle for segment in list(self._open.values())]
+
+    def close(self) -> None:
+        """Close all files."""
+        for number in sorted(self._open):
+            self._close(number)
+
+    def _make(self, number: int) -> None:
+        path = self.folder / f"{number}.h5"
+        file = h5py.File(path, "x", libver=("v110", "v110"))
+        kinds: tuple[tuple[Kind, Any, int], ...] = (("raw", self._dtype, 0), ("mask", np.uint8, NOT_ANALYSED))
+        for kind, dtype, fill in kinds:
+            file.create_dataset(
+                kind, (self.frames, *self._shape), dtype, chunks=(1, *self._shape), fillvalue=fill, fletcher32=True,
+                **hdf5plugin.Bitshuffle(cname="lz4"),
+            )  # fmt: skip
+        file.swmr_mode = True
+        stacks: dict[Kind, h5py.Dataset] = {"raw": file["raw"], "mask": file["mask"]}
+        self._open[number] = _Segment(file, stacks, os.open(path, os.O_RDWR))
+
+    def _close(self, number: int) -> None:
+        segment = self._open.pop(number)
+        segment.file.close()
+        os.close(segment.handle)
+
+
+def new_virtual_stack(
+    parent: h5py.Group,
+    name: str,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    fill: int,
+    folder: str,
+    n: int,
+    kind: Kind,
+) -> h5py.Dataset:
+    """A stack of all segments that exist, and will: a virtual dataset whose sources are numbered."""
+    endless = h5py.h5s.UNLIMITED
+    view = h5py.h5s.create_simple((0, *shape), (endless, *shape))
+    view.select_hyperslab((0, 0, 0), (endless, 1, 1), stride=(n, *shape), block=(n, *shape))
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    pattern = f"{folder.replace('%', '%%')}/%b.h5"
+    settings.set_virtual(view, pattern.encode(), kind.encode(), h5py.h5s.create_simple((n, *shape)))
+    settings.set_fill_value(np.array(fill, dtype))
+    space = h5py.h5s.create_simple((0, *shape), (endless, *shape))
+    stack = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), h5py.h5t.py_create(dtype), space, settings))
+    stack.attrs["interpretation"] = "image"
+    stack.attrs[FRAMES_PER_FILE] = n
+    return stack
+
+
+def end_virtual_stack(file: h5py.File, places: tuple[str, ...], folder: str, n: int, kind: Kind, length: int) -> None:
+    """Give a virtual stack that stands at `places` (hard links) its final length."""
+    old = file[places[0]]
+    layout = h5py.VirtualLayout((length, *old.shape[1:]), old.dtype)
+    for start in range(0, length, n):
+        source = h5py.VirtualSource(f"{folder.replace('%', '%%')}/{start // n}.h5", kind, (n, *old.shape[1:]))
+        end = min(start + n, length)
+        layout[start:end] = source[: end - start]
+    attributes, fill = dict(old.attrs), old.fillvalue
+    for place in places:
+        del file[place]
+    new = file.create_virtual_dataset(places[0], layout, fill)
+    for name, value in attributes.items():
+        new.attrs[name] = value
+    for place in places[1:]:
+        file[place] = new
