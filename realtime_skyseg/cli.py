@@ -14,6 +14,8 @@ from typing import Any
 
 from realtime_skyseg.errors import SettingsError, SkysegError
 
+_ENGINES = ("auto", "tensorrt", "torch", "openvino")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 all well, 1 lost frames or a fault, 2 wrong use or settings."""
@@ -66,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", type=Path, help="YAML settings")
     command.set_defaults(command=_run)
 
+    command = commands.add_parser("sweep", parents=[run_options], help="a field programme with its rules")
+    command.add_argument(
+        "config", type=Path, nargs="?", help="YAML settings, or a run file whose experiment is repeated"
+    )
+    command.add_argument("--resume", type=Path, metavar="FILE", help="go on with an experiment that broke off")
+    command.add_argument("--dry-run", action="store_true", help="the rules decide, but nothing is done about it")
+    command.add_argument("--check", type=Path, metavar="FILE", help="decide a finished run again, and compare")
+    command.set_defaults(command=_sweep)
+
     command = commands.add_parser("watch", help="print a running service's stream")
     command.add_argument("address", nargs="?", help="of the service, tcp://HOST:PORT; default: that of the settings")
     command.add_argument("--once", action="store_true", help="leave at the end of the run")
@@ -74,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("tell", help="ask something of a running service over its control socket")
     command.add_argument("do", help="status, stop, mark, set_field, enter_field, safe_field, demagnetise, pulse, "
-                         "take_background")  # fmt: skip
+                         "pause, resume, abort, take_background")  # fmt: skip
     command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="for example field_mT=12.5")
     command.add_argument("--address", help="of the control socket; default: tcp://127.0.0.1:5556")
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
@@ -88,12 +99,28 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
     command.add_argument("--hardware", action="store_true", help="open and read every device too; sets nothing")
+    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the field programme")
     command.set_defaults(command=_check)
 
     command = commands.add_parser("info", help="look into a run file")
     command.add_argument("file", type=Path)
     command.add_argument("--plot", type=Path, metavar="PNG", help="draw the run")
+    command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
     command.set_defaults(command=_info)
+
+    command = commands.add_parser(
+        "analyse", parents=[settings], help="offline: recordings, folders of images, or run files that lack results"
+    )
+    command.add_argument("input", type=Path, nargs="+", help="a recording, a folder of images, or a finished run file")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new run files")
+    command.add_argument("--settings", type=Path, metavar="CONFIG", help="YAML settings of a run, for recordings")
+    command.add_argument("--model", help="a shipped model or a file; default: that of the settings or of the run file")
+    command.add_argument("--engine", choices=_ENGINES, help="default: as the model's")
+    command.add_argument(
+        "--accept-other", action="store_true", help="fill in results that may differ from those of the live run"
+    )
+    command.add_argument("--json", action="store_true", help="print a summary as one JSON object per input, last")
+    command.set_defaults(command=_analyse)
 
     command = commands.add_parser("recover", help="rescue run files that were killed, cut or damaged")
     command.add_argument("file", type=Path, nargs="+", help="NAME.h5.partial; what is whole goes to NAME.recovered.h5")
@@ -103,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("table", help="export a run's numbers as CSV: one line per frame")
     command.add_argument("file", type=Path)
     command.add_argument("--objects", action="store_true", help="one line per object instead")
+    command.add_argument("--steps", action="store_true", help="one line per step of the field programme instead")
+    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the field programme's outcome, and print its "
+                         "nucleation and annihilation fields, instead of lines")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="CSV", help="default: standard output")
     command.set_defaults(command=_table)
 
@@ -120,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--table", type=Path, help="CSV with the columns image, source_id, fold")
     command.add_argument("--fold", type=int, action="append", help="only this fold; may be repeated")
     command.add_argument("--model", default="compact", help="a shipped model or a file; default: %(default)s")
-    command.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"), help="default: %(default)s")
+    command.add_argument("--engine", default="auto", choices=_ENGINES, help="default: %(default)s")
     command.add_argument(
         "--invert", action="store_true", help="score on inverted images: bright skyrmions instead of dark"
     )
@@ -131,8 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_evaluate)
 
     command = commands.add_parser("bench", help="latency of this machine, stage by stage, engine by engine")
-    command.add_argument("--model", action="append", help="a shipped model or a file; may be repeated; default: compact")
-    command.add_argument("--engine", action="append", choices=("auto", "torch", "openvino"), help="may be repeated")
+    command.add_argument(
+        "--model", action="append", help="a shipped model or a file; may be repeated; default: compact"
+    )
+    command.add_argument("--engine", action="append", choices=_ENGINES, help="may be repeated")
     command.add_argument("--size", action="append", metavar="HEIGHTxWIDTH", help="of the frames; may be repeated; "
                          "default: those of the recording")  # fmt: skip
     command.add_argument("--rate-hz", action="append", metavar="HZ", help="a number, or max: as fast as it goes; may be "
@@ -141,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--source", default="bundled", help="a recording; default: %(default)s")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     command.set_defaults(command=_bench)
+
+    command = commands.add_parser("export", help="build a model's engine ahead of a run, or write it as an ONNX file")
+    command.add_argument("model", help="a shipped model or a file")
+    command.add_argument("--engine", required=True, choices=(*_ENGINES, "onnx"), help="onnx: half precision inside")
+    command.add_argument("--size", default="512x672", metavar="HEIGHTxWIDTH", help="of frames; default: %(default)s")
+    command.add_argument("--out", type=Path, metavar="FILE", help="onnx only; default: MODEL-HEIGHTxWIDTH.onnx")
+    command.set_defaults(command=_export)
 
     command = commands.add_parser("import", help="turn a lab's .keras model into one of the product's")
     command.add_argument("file", type=Path, help="the .keras file")
@@ -184,32 +223,77 @@ def _run(options: argparse.Namespace) -> int:
     return _serve(load_config(options.config, options.set), options)
 
 
-def _serve(config: Any, options: argparse.Namespace) -> int:
+def _sweep(options: argparse.Namespace) -> int:
+    from realtime_skyseg.config import load_config, validate
+    from realtime_skyseg.experiment import redecide
+    from realtime_skyseg.storage import open_run
+
+    if options.check:
+        differences = redecide(options.check)
+        for line in differences:
+            print(f"skyseg: {line}", file=sys.stderr)
+        print(f"{options.check}: {len(differences) or 'no'} differences")
+        return 1 if differences else 0
+    source = options.config or options.resume
+    if source is None:
+        raise SettingsError("sweep needs settings: allowed: skyseg sweep CONFIG, or skyseg sweep --resume FILE")
+    changes = [*options.set, *(["experiment.dry_run=true"] if options.dry_run else [])]
+    if options.config and options.config.suffix in (".yaml", ".yml"):
+        config = load_config(options.config, changes)
+    else:
+        with open_run(source) as run:
+            config = validate(run.config, changes)
+    if config.experiment is None:
+        raise SettingsError(f"'{source}' has no section experiment; allowed: settings with a field programme")
+    return _serve(config, options, options.resume)
+
+
+def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None) -> int:
     from realtime_skyseg import terminal
     from realtime_skyseg.service import Service
 
     console = terminal.console()
-    service = Service(config)
+    service = Service(config, resume)
     before = {number: signal.signal(number, lambda *_: service.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with terminal.run_display(console) as display:
+        with terminal.run_display(console, service) as display:
             summary = service.run(display)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     terminal.show_summary(console, summary)
+    record = summary.as_dict()
+    if service.experiment and service.experiment.outcome:
+        record["experiment"] = _finish_sweep(console, service.experiment.outcome, summary.run_file)
     if options.plot and summary.frames["analysed"]:
-        from realtime_skyseg.plots import plot_run
+        from realtime_skyseg.plots import plot_run, plot_sweep
         from realtime_skyseg.storage import open_run
 
         with open_run(summary.run_file) as run:
-            plot_run(run, options.plot)
+            (plot_sweep if service.experiment else plot_run)(run, options.plot)
         console.print(f"picture: {options.plot}")
     if options.json:
-        print(json.dumps(summary.as_dict()))
+        print(json.dumps(record))
     if summary.message:
         print(f"skyseg: {summary.message}", file=sys.stderr)
     return summary.exit_status
+
+
+def _finish_sweep(console: Any, outcome: Any, run_file: str) -> dict[str, Any]:
+    """Show and write what came out of an experiment."""
+    from dataclasses import asdict
+
+    from realtime_skyseg import terminal
+    from realtime_skyseg.experiment import report, write_clips
+    from realtime_skyseg.storage import open_run
+
+    with open_run(run_file) as run:
+        terminal.show_experiment(console, run)
+        record = {**report(run), **asdict(outcome)}
+    clips = [str(clip) for clip in write_clips(run_file)]
+    for clip in clips:
+        console.print(f"clip: {clip}")
+    return {**record, "clips": clips}
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -259,12 +343,40 @@ def _check(options: argparse.Namespace) -> int:
     load_model(config.analysis.model)
     print(config.to_yaml(), end="")
     print(f"# {options.config}: valid")
+    if config.experiment and config.field:
+        from realtime_skyseg.experiment.machine import Machine
+        from realtime_skyseg.programme import estimate, expand
+
+        Machine(config.experiment, config.field)  # loads the Python rules too
+        rate_hz = _rate_hz(config)
+        asked = estimate(expand(config.experiment), config.field, rate_hz)
+        print(
+            f"# experiment: {asked.steps} steps, {asked.seconds:.0f} s "
+            + (f"at {rate_hz:g} frames per second" if rate_hz else f"without its {asked.frames} frames")
+            + f"; {asked.lowest_mT:g} to {asked.highest_mT:g} mT, at up to {asked.fastest_mT_per_s:.3g} mT/s, "
+            f"{asked.way_mT:.4g} mT in all, {asked.pulses} in-plane pulses; rules may change it"
+        )
+    if options.plot:
+        from realtime_skyseg.plots import plot_programme
+
+        if config.experiment is None:
+            raise SettingsError(
+                f"--plot: '{options.config}' has no field programme; allowed: with a section experiment"
+            )
+        plot_programme(config, _rate_hz(config), options.plot)
+        print(f"# picture: {options.plot}")
     if options.hardware:
         from realtime_skyseg.hardware import look
 
         for device, sentence in look(config).items():
             print(f"# {device}: {sentence}")
     return 0
+
+
+def _rate_hz(config: Any) -> float | None:
+    """Frames per second, where the camera's settings tell."""
+    rate = (config.camera.model_extra or {}).get("rate_hz")
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -278,7 +390,47 @@ def _info(options: argparse.Namespace) -> int:
 
             plot_run(run, options.plot)
             print(f"picture: {options.plot}")
+        if options.check:
+            problems = [(index, problem) for index in range(run.n_frames) if (problem := run.problem(index))]
+            for index, problem in problems:
+                print(f"frame {index}: {problem}")
+            print(f"{run.n_frames - len(problems)} of {run.n_frames} frames are as they were written")
+            return 1 if problems else 0
     return 0
+
+
+def _analyse(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from realtime_skyseg import terminal
+    from realtime_skyseg.batch import analyse
+    from realtime_skyseg.config import read_yaml
+
+    settings = read_yaml(options.settings) if options.settings else None
+    chosen = [f"analysis.{key}={value}" for key in ("model", "engine") if (value := getattr(options, key))]
+    console = terminal.console()
+    status, summaries = 0, []
+    for path in options.input:
+        try:
+            with Progress(console=console, transient=True) as bar:
+                bar.add_task(path.name, total=None)
+                summary = analyse(
+                    path, options.out, [*chosen, *options.set], settings, options.accept_other,
+                    lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                )  # fmt: skip
+        except SkysegError as error:
+            print(f"skyseg: {error}", file=sys.stderr)
+            summary = {"status": "fault", "exit_status": error.exit_status, "message": str(error), "run_file": None}
+        else:
+            console.print(
+                f"{path}: {summary['run_file']}  {summary.get('filled') or summary['status']}", soft_wrap=True
+            )
+        summaries.append({"input": str(path), **summary})
+        status = max(status, summary["exit_status"])
+    if options.json:
+        for summary in summaries:
+            print(json.dumps(summary))
+    return status
 
 
 def _recover(options: argparse.Namespace) -> int:
@@ -306,13 +458,30 @@ def _recover(options: argparse.Namespace) -> int:
 def _table(options: argparse.Namespace) -> int:
     from realtime_skyseg.storage import open_run
 
+    if options.plot:
+        from realtime_skyseg import terminal
+        from realtime_skyseg.plots import plot_sweep
+
+        with open_run(options.file) as run:
+            plot_sweep(run, options.plot)
+            terminal.show_experiment(terminal.console(), run)
+        print(f"picture: {options.plot}")
+        return 0
     with open_run(options.file) as run:
-        rows = run.objects() if options.objects else run.table
+        if options.steps:
+            experiment = run.experiment
+            if experiment is None:
+                raise SettingsError(f"--steps: run file '{options.file}' has no field programme")
+            rows = experiment["steps"]
+        else:
+            rows = run.objects() if options.objects else run.table
     try:
         with options.out.open("w", newline="") if options.out else nullcontext(sys.stdout) as out:
             lines = csv.writer(out)
-            lines.writerow(rows.dtype.names if options.objects else ["frame", *rows.dtype.names])
-            lines.writerows(rows.tolist() if options.objects else ([k, *row] for k, row in enumerate(rows.tolist())))
+            whole = options.objects or options.steps
+            lines.writerow(rows.dtype.names if whole else ["frame", *rows.dtype.names])
+            plain = ([cell.decode() if isinstance(cell, bytes) else cell for cell in row] for row in rows.tolist())
+            lines.writerows(plain if whole else ([k, *row] for k, row in enumerate(plain)))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -385,6 +554,36 @@ def _bench(options: argparse.Namespace) -> int:
     report(figures, print)
     if options.json:
         _write_json(options.json, figures)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from realtime_skyseg.segmentation import load_model, open_engine
+    from realtime_skyseg.segmentation.engine import cache_folder
+
+    if options.out and options.engine != "onnx":
+        raise SettingsError(f"--out '{options.out}': allowed with --engine onnx; engines are kept in the user's cache")
+    try:
+        height, width = (int(side) for side in options.size.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if not 16 <= min(height, width) <= max(height, width) <= 8192:
+        raise SettingsError(f"--size '{options.size}': allowed: HEIGHTxWIDTH of 16 to 8192 px, for example 512x672")
+    model = load_model(options.model)
+    if options.engine == "onnx":
+        from realtime_skyseg.segmentation.onnx_file import write_onnx
+
+        height, width = model.shape.padded((height, width))
+        out = options.out or Path(f"{model.name}-{height}x{width}.onnx")
+        write_onnx(model, (height, width), out)
+        print(f"{out}: image (1, 1, {height}, {width}) float32 -> mask uint8, float16 inside; not compared with torch")
+        return 0
+    engine = open_engine(model, (height, width), options.engine)
+    where = "built at each start" if engine.name == "torch" else f"kept in {cache_folder()}"
+    print(
+        f"{model.name} for {height}x{width} px: {engine.name} on {engine.device} in {engine.precision}, {where}; "
+        f"agrees with torch float32 on {engine.agreement:.2%} of the pixels"
+    )
     return 0
 
 

@@ -28,7 +28,7 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 #: Where the control socket is, unless the settings say otherwise.
 DEFAULT_CONTROL_ADDRESS = "tcp://127.0.0.1:5556"
 
-EngineChoice = Literal["auto", "torch", "openvino"]
+EngineChoice = Literal["auto", "tensorrt", "torch", "openvino"]
 
 Polarity = Literal["auto", "dark", "bright", "both"]
 
@@ -146,7 +146,7 @@ class AnalysisSettings(Section):
     model: str = "compact"
     """A shipped model (`skyseg models`) or the path of a .safetensors file."""
     engine: EngineChoice = "auto"
-    """`auto`: torch on a CUDA GPU, else OpenVINO, else torch on the CPU."""
+    """`auto`: TensorRT on a CUDA GPU, else torch there; without a GPU OpenVINO, else torch on the CPU."""
     policy: Literal["latest", "every"] = "latest"
     """`latest`: an analysis that falls behind goes on with the newest frame; the others are skipped and counted.
     `every`: none is skipped."""
@@ -288,6 +288,9 @@ class RecordSettings(Section):
     """
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """CPU threads that compress."""
+    segment_gb: Annotated[float, Field(gt=0)] | None = None
+    """Raw frames and masks go to further files of about so many GB before compression, in the folder NAME.segments
+    beside the run file, which shows them as its own; absent: all in one file."""
     stall_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     """An alarm is given when the disk does not answer for so long."""
     title: str = ""
@@ -452,7 +455,29 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         SettingsError: one sentence that names the key, the value and what is allowed.
     """
-    return validate(read_yaml(path), overrides)
+    return validate(_included(path), overrides)
+
+
+def _included(path: str | Path) -> dict[str, Any]:
+    """The tree of a settings file on top of the one that its key `include` names, from the file's own folder."""
+    tree = read_yaml(path)
+    if "include" not in tree:
+        return tree
+    name = tree.pop("include")
+    if not isinstance(name, str):
+        raise SettingsError(f"include: {name!r} is not allowed: a settings file, from the folder of '{path}'")
+    below = read_yaml(Path(path).parent / name)
+    if "include" in below:
+        raise SettingsError(f"include: '{name}' has an include too; allowed: files without")
+    return _merged(below, tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = below | above
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            both[key] = _merged(below[key], value)
+    return both
 
 
 def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingSettings:
@@ -510,6 +535,11 @@ def is_loopback(address: str) -> bool:
 def json_schema() -> str:
     """The JSON Schema of `Config`, for editors; the drivers' keys are those of each installed driver."""
     schema = Config.model_json_schema()
+    schema["properties"]["include"] = {
+        "type": "string",
+        "description": "Another settings file, from this one's folder; what is said here goes before it.",
+    }
+    schema["required"] = []  # an included file may say it
     for kind, section in (("cameras", CameraSettings), ("fields", FieldSettings)):
         common = schema["$defs"][section.__name__]
         choices = []
@@ -545,6 +575,11 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     if not rest:
         return {**tree, first: value}
     below = tree.get(first) or {}
+    if isinstance(below, list):  # its items by their numbers
+        if not (rest[0].isdigit() and int(rest[0]) < len(below)):
+            raise SettingsError(f"--set {key}: '{rest[0]}' is not allowed: a number from 0 to {len(below) - 1}")
+        items = {str(number): item for number, item in enumerate(below)}
+        return {**tree, first: list(_override(items, f"{'.'.join(rest)}={text}").values())}
     if not isinstance(below, dict):
         raise SettingsError(f"--set {key}: '{first}' is the value {below!r}, not a section")
     return {**tree, first: _override(below, f"{'.'.join(rest)}={text}")}

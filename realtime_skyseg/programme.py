@@ -272,6 +272,8 @@ class AdaptiveSteps(_Rule):
     """A field that wipes the sample. With it, the first change sends the field there, and from there straight to
     `before_steps` coarse steps before the change, to meet it again in fine steps. Until then other rules are not asked.
     """
+    dwell_frames: Annotated[int, Field(ge=1, le=100)] = 2
+    """So many frames in a row have to show that first change."""
     before_steps: Positive = 2.0
     """See `reset_mT`."""
     reset_s: NotNegative = 0.5
@@ -294,6 +296,8 @@ class OnEvent(_Rule):
     events: Annotated[list[EventName], Field(min_length=1)]
     """nucleation: the first skyrmion where there was none; annihilation: the last one vanishes; collapse: one vanishes
     among others; merge: two become one object."""
+    present_count: Annotated[int, Field(ge=1)] = 1
+    """Skyrmions from which on there are some, for nucleation and annihilation."""
     dwell_frames: Annotated[int, Field(ge=1, le=100)] = 2
     """So many frames in a row have to show it."""
     match_px: Positive = 12.0
@@ -342,6 +346,9 @@ class ExperimentSettings(_Part):
     """See the parts' own `settle_s`."""
     frames: Annotated[int, Field(ge=0, le=100_000)] = 5
     """See the parts' own `frames`."""
+    present_count: Positive = 1.0
+    """Mean count of a step from which skyrmions are there, for nucleation and annihilation fields; above what the model
+    finds in a saturated film."""
     max_age_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """A result older than this is not acted upon, and the programme waits while there is none."""
     min_domain: float | None = None

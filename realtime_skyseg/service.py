@@ -200,7 +200,9 @@ class Service:
             engine = segmenter.open(preparation.shape if preparation else camera.shape)
             provenance = self._provenance(run_id, camera, segmenter)
             record = config.record
-            writer = RunWriter(self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads)
+            writer = RunWriter(
+                self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads, record.segment_gb
+            )
             owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
             pipeline = Pipeline(
                 camera,

@@ -1,18 +1,23 @@
 """What people see on the terminal: the state of a run, its summary, a stream, a file."""
 
 import math
+import os
+import select
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from realtime_skyseg.experiment import Experiment, report
 from realtime_skyseg.pipeline import STAGES, Pipeline
 from realtime_skyseg.records import Skipped
-from realtime_skyseg.service import Summary
+from realtime_skyseg.service import Service, Summary
 from realtime_skyseg.storage import Run
 from realtime_skyseg.streaming import EventMessage, HeaderMessage, ImageMessage, Message, SeriesEndMessage, Subscriber
 
@@ -23,7 +28,9 @@ _LINE_S = 1.0
 class RunDisplay:
     """Shows a running pipeline: a table that renews itself on a terminal, else a line a second."""
 
-    def __init__(self, console: Console, live: Live | None) -> None:
+    def __init__(self, console: Console, live: Live | None, service: Service | None = None) -> None:
+        self._service = service
+        self._keys = Keys()
         self._console = console
         self._live = live
         self._next_line = 0.0
@@ -32,11 +39,76 @@ class RunDisplay:
         """Show what the camera had to say, and the state of now."""
         while pipeline.notices:
             self._console.print(pipeline.notices.popleft(), soft_wrap=True)
+        experiment = self._service.experiment if self._service else None
+        state = _state(pipeline)
+        if experiment:
+            state.append(("experiment", _where(experiment)))
+            if self._live:
+                state.append(("keys", "p pause, r resume, a abort"))
+                self._obey(experiment)
         if self._live:
-            self._live.update(_state_table(pipeline), refresh=True)
+            self._live.update(_state_table(state), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_S
-            self._console.print("  ".join(f"{name} {value}" for name, value in _state(pipeline)), soft_wrap=True)
+            self._console.print("  ".join(f"{name} {value}" for name, value in state), soft_wrap=True)
+
+    def _obey(self, experiment: Experiment) -> None:
+        asks = {"p": experiment.pause, "r": experiment.resume, "a": experiment.abort}
+        for key in self._keys.pressed():
+            if key in asks:
+                asks[key]()
+
+    def __enter__(self) -> "RunDisplay":
+        if self._live:
+            self._keys.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keys.close()
+
+
+class Keys:
+    """Keys pressed on the terminal, without waiting for them and without Enter."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+
+    def open(self) -> None:
+        """Begin to take single keys, where standard input is a terminal."""
+        if sys.platform != "win32" and sys.stdin.isatty():
+            import termios
+            import tty
+
+            self._before = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)
+
+    def pressed(self) -> str:
+        """The keys since the last call."""
+        keys = ""
+        if sys.platform == "win32":
+            import msvcrt
+
+            while msvcrt.kbhit():
+                keys += msvcrt.getwch()
+        elif self._before is not None:
+            while select.select([sys.stdin], [], [], 0)[0] and (key := os.read(sys.stdin.fileno(), 1)):
+                keys += key.decode(errors="replace")
+        return keys
+
+    def close(self) -> None:
+        """Give the terminal back as it was."""
+        if sys.platform != "win32" and self._before is not None:
+            import termios
+
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
+            self._before = None
+
+
+def _where(experiment: Experiment) -> str:
+    status = experiment.status()
+    step = "" if status["step"] is None else f", step {status['step']} of {status['steps']} ({status['part']})"
+    target = "" if status["target_mT"] is None else f" to {status['target_mT']:.4g} mT"
+    return f"{status['state']}{step}{target}, {status['decisions']} decisions"
 
 
 def console() -> Console:
@@ -45,13 +117,13 @@ def console() -> Console:
 
 
 @contextmanager
-def run_display(console: Console) -> Iterator[RunDisplay]:
-    """A display for `Service.run`."""
+def run_display(console: Console, service: Service | None = None) -> Iterator[RunDisplay]:
+    """A display for `Service.run`; with the service also of its field programme, which then obeys keys."""
     if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            yield RunDisplay(console, live)
+        with Live(console=console, auto_refresh=False) as live, RunDisplay(console, live, service) as display:
+            yield display
     else:
-        yield RunDisplay(console, None)
+        yield RunDisplay(console, None, service)
 
 
 def show_summary(console: Console, summary: Summary) -> None:
@@ -115,8 +187,45 @@ def show_run(console: Console, run: Run) -> None:
     console.print(table)
     for event in run.events:
         console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
-    if run.summary:
+    if run.summary and run.summary["latency_ms"]:  # a recovered run has none
         console.print(_latency_table(run.summary["latency_ms"]))
+
+
+def show_experiment(console: Console, run: Run) -> None:
+    """Print the steps of a field programme, and where skyrmions came and vanished.
+
+    Raises:
+        RunFileError: the run had none.
+    """
+    found, experiment = report(run), run.experiment
+    assert experiment is not None
+    heads = ("step", "part", "field (mT)", "way", "frames", "skyrmions", "px", "area", "")
+    table = Table(*heads, box=None, padding=(0, 1))
+    steps = experiment["steps"]
+    shown = steps if len(steps) <= 60 else np.concatenate([steps[:30], steps[-30:]])
+    for row in shown:
+        way = {1: "up", -1: "down"}.get(int(row["direction"]), "")
+        end = row["end"].decode()
+        notes = [*([end] if end != "complete" else []), *(["resumed"] if row["resumed"] else [])]
+        table.add_row(
+            str(row["number"]), row["part"].decode(), f"{row['field_mT']:.4g}", way, str(row["frames"]),
+            _spread(row, "count"), f"{row['diameter_px']:.3g}", f"{row['area_fraction']:.3g}", ", ".join(notes),
+        )  # fmt: skip
+    console.print(table)
+    if len(shown) < len(steps):
+        console.print(f"{len(steps) - len(shown)} steps in the middle are not shown: skyseg table {run.path} --steps")
+    console.print(f"{found['decisions']} decisions of rules")
+    for one in found["fields"]:
+        way = "rising" if one["direction"] > 0 else "falling"
+        field = f"{one['field_mT']:.4g} ± {one['uncertainty_mT']:.2g} mT"
+        console.print(f"{one['kind']} at {field} ({way} field, {one['n']} times)")
+
+
+def _spread(row: np.void, name: str) -> str:
+    mean, spread = float(row[name]), float(row[f"{name}_std"])
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:.4g}" + (f" ± {spread:.2g}" if math.isfinite(spread) else "")
 
 
 def show_scores(console: Console, scores: dict[str, Any]) -> None:
@@ -167,9 +276,9 @@ def _state(pipeline: Pipeline) -> list[tuple[str, str]]:
     return rows
 
 
-def _state_table(pipeline: Pipeline) -> Table:
+def _state_table(state: list[tuple[str, str]]) -> Table:
     table = Table(show_header=False)
-    for row in _state(pipeline):
+    for row in state:
         table.add_row(*row)
     return table
 

@@ -254,7 +254,7 @@ class Machine:
                 continue
             taken = taken or (decision.action != "mark" and not self._settings.dry_run)
             if decision.action != "wait":
-                self._decide(place, decision)
+                self._decide(place, decision, step)
 
     def _situation(self, step: Step, settled: bool) -> Situation:
         return Situation(
@@ -264,10 +264,9 @@ class Machine:
 
     # --- decisions ---
 
-    def _decide(self, place: int, decision: Decision) -> None:
-        """Record what a rule wants, and do it unless it may not be done."""
-        step, now, moment = self._step, self._last, self._m
-        assert step is not None
+    def _decide(self, place: int, decision: Decision, step: Step) -> None:
+        """Record what a rule wants during a step, and do it unless it may not be done."""
+        now, moment = self._last, self._m
         there = moment.set_mT if math.isfinite(moment.set_mT) else self._target
         new = self._target if decision.field_mT is None else decision.field_mT
         refused = "" if decision.action == "mark" else self._refusal(step, new, decision.pulse)
@@ -393,9 +392,12 @@ class Machine:
         """Stop a field on its way."""
         if self._step is None or self._phase in ("settling", "measuring", "pulse"):
             return
-        if math.isfinite(self._m.set_mT):
-            self._ramp_at = self._m.set_mT
-            self._orders.append(SetField(self._m.set_mT))
+        low, high = self._field.limit_mT
+        # Right after the first order the read-back knows of none yet; as found, the field may be a little outside.
+        there = self._m.set_mT if math.isfinite(self._m.set_mT) else min(max(self._m.field_mT, low), high)
+        if math.isfinite(there):
+            self._ramp_at = there
+            self._orders.append(SetField(there))
 
     # --- interlocks ---
 
@@ -501,7 +503,9 @@ class Machine:
     def _turned(self, field_mT: float) -> None:
         """Keep the direction and the last turning point."""
         before = self._target if math.isfinite(self._target) else self._m.field_mT
-        if math.isfinite(before) and field_mT != before:
+        # As found, the field is only as exact as its read-back.
+        least = 0.0 if math.isfinite(self._target) else self._field.tolerance_mT
+        if abs(field_mT - before) > least:  # False where it is not known
             direction = 1 if field_mT > before else -1
             if direction != self._direction:
                 self._turn = before
@@ -622,7 +626,7 @@ class Machine:
     def _decide_step(self, place: int, decision: Decision, step: Step) -> None:
         new = decision.field_mT
         assert new is not None
-        self._decide(place, replace(decision, action="mark", reason=f"{decision.reason} to {new:g} mT"))
+        self._decide(place, replace(decision, action="mark", reason=f"{decision.reason} to {new:g} mT"), step)
         self._step = None
         if self._settings.dry_run or self._refusal(step, new, None):
             return
@@ -634,7 +638,11 @@ class Machine:
                 break
             at += 1
         self._at = at
-        self._begin(replace(self.steps[at], field_mT=new, from_mT=step.field_mT, plan=at))
+        planned = self.steps[at]
+        # Planned around another field: what alternates has to fit around this one too.
+        swings = [new + sign * planned.ac.amplitude_mT for sign in (-1, 1)] if planned.ac else []
+        fits = not any(self._refusal(planned, value, None) for value in swings)
+        self._begin(replace(planned, field_mT=new, from_mT=step.field_mT, plan=at, ac=planned.ac if fits else None))
 
     _closed: Sequence[Seen] = ()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from realtime_skyseg.config import Config, FieldSettings, validate
 from realtime_skyseg.errors import RunFileError
 from realtime_skyseg.experiment.machine import Machine, Moment, Row, Told
 from realtime_skyseg.experiment.rules import Seen, sources
-from realtime_skyseg.programme import ExperimentSettings
+from realtime_skyseg.programme import ExperimentSettings, Limits
 from realtime_skyseg.records import Skipped
 from realtime_skyseg.storage import Run, open_run
 
@@ -30,12 +30,32 @@ class Past:
     missing: int = -1  # frame whose result is not in the file, so that its end could not be told; -1: none
 
 
-def settings_of(run: Run) -> Config:
-    """The settings that a run was made with. Raises `SettingsError` where they are not valid any more."""
-    return validate(run.config)
+@dataclass(frozen=True)
+class _StoredLimits:
+    """The limits of the magnet that a run was made with: its driver need not be installed here."""
+
+    limit_mT: tuple[float, float]
+    slew_mT_per_s: float
+    tolerance_mT: float
+    settle_s: float
+    pulse_limit_mT: tuple[float, float] | None
+    pulse_limit_s: float
 
 
-def replay(path: Path, settings: ExperimentSettings | None = None, magnet: FieldSettings | None = None) -> Past:
+def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
+    """The programme with its rules, and the magnet's limits, that a run was made with."""
+    tree = run.config
+    try:
+        pairs = {name: tuple(value) for name in ("limit_mT", "pulse_limit_mT") if (value := tree["field"][name])}
+        plain = {name: tree["field"][name] for name in ("slew_mT_per_s", "tolerance_mT", "settle_s", "pulse_limit_s")}
+        return ExperimentSettings.model_validate(tree["experiment"]), _StoredLimits(
+            limit_mT=pairs["limit_mT"], pulse_limit_mT=pairs.get("pulse_limit_mT"), **plain
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise RunFileError(f"run file '{run.path}' has no settings of an experiment that are valid now") from error
+
+
+def replay(path: Path, settings: ExperimentSettings | None = None, magnet: Limits | None = None) -> Past:
     """Tell a new machine everything that the run's was told.
 
     Args:
@@ -51,11 +71,8 @@ def replay(path: Path, settings: ExperimentSettings | None = None, magnet: Field
         experiment = run.experiment
         if experiment is None:
             raise RunFileError(f"run file '{path}' has no experiment")
-        config = settings_of(run)
-        settings = settings or config.experiment
-        magnet = magnet or config.field
-        if settings is None or magnet is None:
-            raise RunFileError(f"run file '{path}' has no settings of an experiment")
+        own = _settings_of(run)
+        settings, magnet = settings or own[0], magnet or own[1]
         before = experiment["resumed_from"]
         if before:
             past = replay(_found(Path(before), path), settings, magnet)
@@ -120,11 +137,10 @@ def redecide(path: str | Path) -> list[str]:
     differences = []
     with open_run(path) as run:
         experiment = run.experiment
-        config = settings_of(run)
+        settings, _ = _settings_of(run)
         assert experiment is not None
-        assert config.experiment is not None
         known = json.loads(experiment["python_rules"] or "{}")
-        for file, digest in sources(config.experiment.rules).items():
+        for file, digest in sources(settings.rules).items():
             if known.get(file) != digest:
                 differences.append(f"the Python rule in '{file}' is not the one that the run used")
         for name, again in (("decision", past.decisions[past.own[1] :]), ("step", past.steps[past.own[0] :])):

@@ -185,6 +185,8 @@ class _AdaptiveSteps:
         self._fine_left = 0  # fine steps until they are coarse again
         self._searching = rule.reset_mT is not None
         self._resetting: float | None = None  # where to go after the reset
+        self._rest: deque[int] = deque(maxlen=9)  # counts before the change that is sought
+        self._agree = 0  # frames in a row that differ from them
 
     def decide(self, now: Seen, at: Situation) -> Decision | None:
         rule = self._rule
@@ -196,12 +198,16 @@ class _AdaptiveSteps:
             return Decision("set", f"back to {back:g} mT, to meet the change in fine steps", back)
         if not self._searching or at.step.leg < 0:
             return None
-        if self._base is None:
+        if len(self._rest) < 3 or abs(now.count - float(np.median(self._rest))) < rule.change:
+            self._agree = 0
             if at.settled:
-                self._base = float(now.count)
+                self._rest.append(now.count)
             return WAIT
-        if abs(now.count - self._base) < rule.change:
+        self._agree += 1
+        if self._agree < rule.dwell_frames:
             return WAIT
+        self._agree = 0
+        self._rest.clear()
         self._searching = False
         self._fine_left = math.ceil((rule.before_steps + 1) * rule.coarse_mT / rule.fine_mT) + rule.quiet_steps
         self._base = None
@@ -229,6 +235,8 @@ class _AdaptiveSteps:
             self._fine_left = rule.quiet_steps
         elif self._fine_left:
             self._fine_left -= 1
+            if not self._fine_left:  # it was a false alarm, or there is another change further on
+                self._searching = rule.reset_mT is not None
         self._base = count
         way = 1 if end > here else -1
         coarse = here + way * rule.coarse_mT
@@ -246,6 +254,8 @@ class _AdaptiveSteps:
         if at.step.leg != self._leg:
             self._leg = at.step.leg
             self._base = None
+            self._rest.clear()
+            self._agree = 0
             self._fine_left = 0
             self._searching = self._rule.reset_mT is not None
             self._resetting = None
@@ -282,7 +292,7 @@ class _Pulses:
             if slope > 0:
                 farther = self.last[0] - self.sign * (count - self.last[1]) / slope
                 at_mT = min(at_mT, farther, key=lambda value: self.sign * value)
-        return at_mT
+        return float(at_mT)
 
 
 class _HoldCount(_Quiet):
@@ -299,18 +309,23 @@ class _HoldCount(_Quiet):
         self._state: Literal["look", "frozen", "given_up"] = "look"
         self._wait = 1  # settled frames until the next look
         self._trim: tuple[float, float] | None = None  # field and count at the last look while trimming
+        self._floor = 0.0  # field where trimming began
+        self._slope = 0.0  # skyrmions lost per mT
         self._size = 0.0  # last step of trimming, mT
         self._falling = 0.0  # skyrmions lost per frame, smoothed
-        self._count = -1  # in the last frame
+        self._last: deque[int] = deque(maxlen=3)  # counts, settled or not
         self._given = 0  # pulses since the target was held
         self._pulsed_mT: float | None = None  # a pulse whose yield is not known yet
         self._off = self._well = 0  # frames in a row out of, and within, tolerance while at rest
+        self._unseen = 0.0  # skyrmions too small to be counted near annihilation, that reappear when it is frozen
+        self._frozen_count: float | None = None  # counted when it was frozen, until that is compared
+        self._rest: deque[int] = deque(maxlen=8 * rule.window_frames)  # counts at rest
 
     def decide(self, now: Seen, at: Situation) -> Decision | None:
         rule = self._rule
-        lost = max(0, self._count - now.count) if self._count >= 0 else 0
-        self._falling, self._count = 0.5 * (self._falling + lost), now.count
-        if self._state == "look" and self._trim and now.count <= rule.target + self._lead():
+        self._falling = 0.5 * (self._falling + (self._last[-1] - now.count if self._last else 0))
+        self._last.append(now.count)
+        if self._state == "look" and self._trim and np.median(self._last) <= rule.target + self._lead():
             # At once, also while the field moves: what has begun to vanish goes on for some frames.
             return self._freeze(at, f"the count fell to {now.count}")
         if not at.settled:
@@ -327,7 +342,7 @@ class _HoldCount(_Quiet):
 
     def _lead(self) -> float:
         """Skyrmions that still vanish once the field is lowered."""
-        return min(0.05 * self._rule.target + 2 * self._falling, self._rule.within)
+        return min(0.02 * self._rule.target + 2 * max(0.0, self._falling), self._rule.within) - self._unseen
 
     def _watch(self, count: float, at: Situation) -> Decision | None:
         """At rest: do something only once the count has been off for a while."""
@@ -337,6 +352,14 @@ class _HoldCount(_Quiet):
         self._well = 0 if self._off else self._well + 1
         if self._well > 20 * rule.window_frames:
             self._given = 0
+        self._rest.append(int(self._recent[-1]))
+        if self._frozen_count is not None and len(self._rest) == self._rest.maxlen:
+            rest = float(np.median(self._rest))
+            self._unseen = min(max(0.0, rest - self._frozen_count), 2 * rule.within)
+            self._frozen_count = None
+            if rest - rule.target > rule.within / 3 and self._state == "frozen":
+                self._state, self._trim = "look", None
+                return self._trim_on(rest, at)
         if self._off < 2 * rule.window_frames or (self._state == "given_up" and away < 0):
             return None
         self._off = self._well = 0
@@ -351,7 +374,7 @@ class _HoldCount(_Quiet):
             self._pulsed_mT = None
         if count < rule.target - rule.within:
             return self._create(count, at)
-        if count <= rule.target + self._lead():
+        if count <= rule.target + self._lead() + (0.0 if self._trim else self._unseen):
             return self._freeze(at, f"the count is {count:g}")
         return self._trim_on(count, at)
 
@@ -362,10 +385,14 @@ class _HoldCount(_Quiet):
         if self._trim is not None:
             moved = self._sign * (here - self._trim[0])
             lost = self._trim[1] - count
-            if lost > 0.05 * excess and moved > 0:
-                # Half of what the last step says: annihilation avalanches get steeper on the way.
-                size = min(self._size, 0.5 * excess * moved / lost)
+            if moved > 0:
+                self._slope = max(lost / moved, 0.7 * self._slope)
+            if self._slope * size > 0.02 * excess:
+                # A fifth of what the last steps say: annihilation runs away in avalanches.
+                size = min(size, 0.2 * excess / self._slope)
         self._size = min(max(size, rule.smallest_step_mT), rule.step_mT)
+        if self._trim is None:
+            self._floor, self._slope = here, 0.0
         self._trim = (here, count)
         self._wait = rule.relax_frames
         self._recent.clear()
@@ -375,6 +402,8 @@ class _HoldCount(_Quiet):
         rule = self._rule
         here = at.set_mT if math.isfinite(at.set_mT) else at.target_mT
         trimmed = self._trim is not None
+        self._frozen_count = float(np.median(self._last)) if trimmed else None
+        self._rest.clear()
         self._state = "frozen"
         self._trim = None
         self._size = self._falling = 0.0
@@ -382,7 +411,9 @@ class _HoldCount(_Quiet):
         self._recent.clear()
         if not trimmed:
             return Decision("mark", f"{why}: the target of {rule.target} is reached, the field stays")
-        return Decision("set", f"{why}: freeze", here - self._sign * rule.back_off_mT)
+        # Not lower than where trimming began: there is no need, and each time a little lower ends in a maze.
+        lowest = max(self._sign * here - rule.back_off_mT, self._sign * self._floor)
+        return Decision("set", f"{why}: freeze", self._sign * min(lowest, self._sign * here))
 
     def _create(self, count: float, at: Situation) -> Decision:
         rule = self._rule
@@ -432,7 +463,7 @@ class _OnEvent(_Quiet):
 
     def _extremes(self, now: Seen) -> list[tuple[str, str]]:
         """From none to some, and back."""
-        some = now.count > 0
+        some = now.count >= self._rule.present_count
         if self._some is None:
             self._some = some
         self._agree = self._agree + 1 if some != self._some else 0

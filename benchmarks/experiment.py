@@ -1,0 +1,338 @@
+"""What field programmes with rules reach on the twin, and how fast a decision becomes a field.
+
+python benchmarks/experiment.py stop    [--seeds 5]                     adaptive steps against a fixed sweep
+python benchmarks/experiment.py hold    [--seeds 3] [--targets 20 40]   a count is kept, with a stray field on the way
+python benchmarks/experiment.py latency [--seconds 30]                  live: from the frame to the field on the device
+
+`stop` and `hold` run in simulated time, so that a busy machine changes nothing: the film, the Kerr camera, the shipped
+model, the experiment's machine and the guard's own magnet code, in one thread on one clock, with decisions that come
+`--delay-ms` after the frame. `--truth` leaves camera and model out, and counts in the film itself. `latency` runs the
+service with the settings of `configs/sweep_hold.yaml`, and reads the times at which the device was set.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import realtime_skyseg as sky
+from realtime_skyseg.analysis import measure
+from realtime_skyseg.config import FieldSettings, load_config
+from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, Told
+from realtime_skyseg.experiment.rules import seen
+from realtime_skyseg.field import magnet as magnet_module
+from realtime_skyseg.field.magnet import Magnet
+from realtime_skyseg.programme import ExperimentSettings
+from realtime_skyseg.records import Segmentation
+from simulator.film import FilmSample
+from simulator.kerr_camera import KerrCamera, KerrSettings
+from simulator.samples import FilmSampleSettings, class_mask
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+SIZE_PX, FRAME_S, TICK_S = 512, 1 / 16, 1 / 80
+
+ANNIHILATION_MT = 3.7
+
+
+class Clock:
+    """In place of the module `time` for the guard's magnet."""
+
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        """As of `time`."""
+        return self.now_s
+
+    def time_ns(self) -> int:
+        """As of `time`."""
+        return round(self.now_s * 1e9)
+
+
+class Supply:
+    """A supply in mT that does at once what it is told, and a coil for pulses."""
+
+    unit, range, pulse_limit_mT = "mT", (-10.0, 10.0), (-60.0, 60.0)
+
+    def __init__(self, clock: Clock, start_mT: float) -> None:
+        self._clock = clock
+        self.field_mT = start_mT
+        self.description: dict[str, Any] = {}
+        self._pulse = (0.0, -math.inf)
+
+    def set(self, value: float) -> None:
+        """As of `devices.FieldSource`, like the rest."""
+        self.field_mT = value
+
+    def read(self) -> float:
+        """The output."""
+        return self.field_mT
+
+    def pulse(self, in_plane_mT: float, seconds: float) -> None:
+        """Begin a pulse."""
+        self._pulse = (in_plane_mT, self._clock.now_s + seconds)
+
+    @property
+    def in_plane_mT(self) -> float:
+        """Of now."""
+        return self._pulse[0] if self._clock.now_s <= self._pulse[1] else 0.0
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass
+class Course:
+    """What happened, frame by frame."""
+
+    status: str
+    message: str
+    counts: np.ndarray
+    fields_mT: np.ndarray
+    decisions: list[dict[str, Any]]
+
+
+def run(
+    tree: dict[str, Any], seed: int, eyes: Callable[[np.ndarray], Segmentation], start_mT: float, frames: int,
+    delay_s: float, stray_mT: Callable[[int], float] = lambda _: 0.0,
+) -> Course:  # fmt: skip
+    """One experiment in simulated time."""
+    limits = FieldSettings.model_validate(
+        {"driver": "manual", "limit_mT": [-6, 6], "slew_mT_per_s": 10, "tolerance_mT": 0.1, "settle_s": 0.5,
+         "pulse_limit_mT": [-60, 60]}
+    )  # fmt: skip
+    sample = FilmSample(FilmSampleSettings(seed=seed, start="saturated", start_mT=start_mT), SIZE_PX, SIZE_PX)
+    clock = Clock()
+    magnet_module.time = clock  # type: ignore[assignment]
+    supply = Supply(clock, start_mT)
+    magnet = Magnet(limits, supply, lambda *_: None)  # type: ignore[arg-type]
+    machine = Machine(ExperimentSettings.model_validate(tree), limits)
+    decisions: list[dict[str, Any]] = []
+    told: list[tuple[float, int, float, Segmentation, float]] = []
+    counts, fields = [], []
+    start_s = clock.now_s
+    reading: dict[str, Any] = magnet.tick() or {}
+
+    def tell(kind: Told, **values: Any) -> None:
+        set_mT = math.nan if reading["set_mT"] is None else reading["set_mT"]
+        moment = Moment(
+            kind, clock.time_ns(), clock.now_s - start_s, reading["time_ns"], reading["field_mT"], set_mT,
+            reading["settled"], **values,
+        )  # fmt: skip
+        for order in machine.advance(moment):
+            match order:
+                case SetField():
+                    magnet.aim(order.field_mT)
+                case GivePulse():
+                    magnet.pulse(order.in_plane_mT, order.seconds)
+                case Demagnetise():
+                    magnet.demagnetise(order.amplitude_mT, order.ratio, order.smallest_mT or 0.1, order.dwell_s)
+                case Row(table="decisions"):
+                    decisions.append(order.values)
+
+    while not machine.finished and len(counts) < frames:
+        for _ in range(round(FRAME_S / TICK_S)):
+            clock.now_s += TICK_S
+            reading = magnet.tick() or reading
+            sample.advance(TICK_S, supply.field_mT + stray_mT(len(counts)), supply.in_plane_mT)
+            while told and told[0][0] <= clock.now_s:
+                _, number, taken_s, found, field_mT = told.pop(0)
+                now = seen(number, taken_s, field_mT, found)
+                tell(Told.FRAME, frame=number, taken_s=taken_s, seen=now)
+            tell(Told.TICK)
+        found = eyes(sample.magnetisation())
+        told.append((clock.now_s + delay_s, len(counts), clock.now_s - start_s, found, supply.field_mT))
+        counts.append(found.count)
+        fields.append(supply.field_mT)
+    ended = machine.finished
+    return Course(
+        ended.status if ended else "frames",
+        ended.message if ended else "",
+        np.array(counts),
+        np.array(fields),
+        decisions,
+    )
+
+
+def eyes_of(
+    settings: str, truth: bool, seed: int, sample_shape: tuple[int, int]
+) -> Callable[[np.ndarray], Segmentation]:
+    """What counts: the film's own magnetisation, or a Kerr image of it and the shipped model."""
+    if truth:
+
+        def look(magnetisation: np.ndarray) -> Segmentation:
+            top, left = (magnetisation.shape[0] - SIZE_PX) // 2, (magnetisation.shape[1] - SIZE_PX) // 2
+            mask = class_mask(magnetisation, None, None)[top : top + SIZE_PX, left : left + SIZE_PX]
+            return measure(np.ascontiguousarray(mask), polarity="both")
+
+        return look
+    camera = KerrCamera(sample_shape, (SIZE_PX, SIZE_PX), seed, KerrSettings())
+    config = load_config(CONFIGS / settings)
+    least = config.measure.min_area_px
+    segmenter = sky.Segmenter.load(
+        config.analysis.model, threads=1, min_area_px=least, polarity=config.measure.polarity
+    )
+    return lambda magnetisation: segmenter(camera.image(magnetisation))
+
+
+def sample_shape() -> tuple[int, int]:
+    """Of the film around the view."""
+    return FilmSample(FilmSampleSettings(seed=0, start="saturated", start_mT=5.0), SIZE_PX, SIZE_PX).shape
+
+
+def spread(values: list[float]) -> str:
+    """Median, least and most."""
+    return f"{np.median(values):g} ({min(values):g} to {max(values):g})"
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Stop at nucleation: the settings of sweep_stop.yaml against a fixed sweep in steps of 0.1 mT (h = 0.01)."""
+    adaptive = load_config(CONFIGS / "sweep_stop.yaml").experiment
+    assert adaptive is not None
+    tree = adaptive.model_dump(mode="json")
+    fixed = json.loads(json.dumps(tree))
+    fixed["programme"][0]["step_mT"] = 0.1
+    fixed["rules"] = [rule for rule in fixed["rules"] if rule["rule"] == "stop_when"]
+    blind = json.loads(json.dumps(fixed))
+    # The sweep as it is done without feedback: a step is judged once it is measured, and nothing is backed off.
+    blind["frames"], blind["rules"][0] = 4, {**fixed["rules"][0], "back_off_mT": 0.0}
+    shape = sample_shape()
+    print("sweep      seed  frames to stop  count at stop  16 frames later  field at stop (mT)")
+    outcomes: dict[str, list[tuple[int, int, int]]] = {}
+    for seed in range(options.seeds):
+        for name, settings in (("fixed 0.1", fixed), ("no feedback", blind), ("adaptive", tree)):
+            course = run(
+                settings,
+                seed,
+                eyes_of("sweep_stop.yaml", options.truth, seed, shape),
+                4.5,
+                3000,
+                options.delay_ms / 1e3,
+            )
+            frames = [row["frame"] for row in course.decisions if row["action"] == "stop"]
+            at = frames[0] if frames else -1
+            outcomes.setdefault(name, []).append((at + 1, int(course.counts[at]), int(course.counts[-1])))
+            print(f"{name:11s} {seed:3d} {at + 1:14d} {course.counts[at]:14d} {course.counts[-1]:15d} "
+                  f"{course.fields_mT[at]:17.3f}  {course.status}", flush=True)  # fmt: skip
+    for name, rows in outcomes.items():
+        columns = [spread([float(row[k]) for row in rows]) for k in range(3)]
+        print(f"{name}: frames to stop {columns[0]}, count at stop {columns[1]}, 16 frames later {columns[2]}")
+    shares = [a[0] / b[0] for a, b in zip(outcomes["adaptive"], outcomes["fixed 0.1"], strict=True)]
+    print(f"frames of adaptive / fixed 0.1: {spread(shares)}")
+
+
+def hold(options: argparse.Namespace) -> None:
+    """Hold a count for 300 frames after reaching it, then under a stray field of 8 % for 50 frames, then 100 more."""
+    settings = load_config(CONFIGS / "sweep_hold.yaml").experiment
+    assert settings is not None
+    shape = sample_shape()
+    stray_mT = 0.08 * ANNIHILATION_MT
+    print("target  seed  reached at  pulses  within before  worst  within after  worst  outcome")
+    for target in options.targets:
+        for seed in range(options.seeds):
+            tree = settings.model_dump(mode="json")
+            tree["programme"][0]["frames"] = 100_000
+            tree["rules"][0]["target"] = target
+            tree["interlocks"]["max_duration_s"] = 10_000
+            eyes = eyes_of("sweep_hold.yaml", options.truth, seed, shape)
+            last = options.frames - 100  # under the stray field
+            course = run(
+                tree, seed, eyes, 4.5, options.frames, options.delay_ms / 1e3,
+                lambda number, last=last: stray_mT if last - 50 <= number < last else 0.0,  # type: ignore[misc]
+            )  # fmt: skip
+            from_frame = [
+                row["frame"] for row in course.decisions if "freeze" in row["reason"] or "reached" in row["reason"]
+            ]
+            pulses = sum(row["action"] == "pulse" for row in course.decisions)
+            within = max(3.0, 0.1 * target)
+            off = np.abs(course.counts - target)
+            if not from_frame:
+                why = course.decisions[-1]["reason"] if course.decisions else ""
+                print(f"{target:6d} {seed:5d}  never, {pulses} pulses: {why}", flush=True)
+                continue
+            begun = from_frame[0] + 5  # the field takes some frames to where it is frozen
+            before, after = off[begun : min(begun + 300, options.frames - 150)], off[-50:]
+            print(
+                f"{target:6d} {seed:5d} {from_frame[0]:11d} {pulses:7d} {np.mean(before <= within):10.1%} "
+                f"{before.max():10.0f} {np.mean(after <= within):11.1%} {after.max():8.0f}  {len(before)} frames; "
+                f"freezes at {from_frame}", flush=True,
+            )  # fmt: skip
+
+
+def latency(options: argparse.Namespace) -> None:
+    """Live: a rule that moves the field at every tenth frame; from the hand-over of the frame to the device."""
+    folder = Path(tempfile.mkdtemp())
+    rule = folder / "move.py"
+    rule.write_text(
+        "def decide(results):\n"
+        "    now = results[-1]\n"
+        "    return 2.0 + 0.002 * (now.frame // 10 % 20) if now.frame % 10 == 0 else None\n"
+    )
+    changes = [
+        f"record.folder={folder}", "stream.address=tcp://127.0.0.1:0",
+        f"experiment.programme=[{{do: hold, field_mT: 2.0, frames: {round(16 * options.seconds)}}}]",
+        f"experiment.rules=[{{rule: python, file: '{rule}'}}]", "experiment.settle_s=0", f"include={options.rig}",
+    ]  # fmt: skip
+    text = (CONFIGS / "sweep_hold.yaml").read_text().replace("sweep_rig_twin.yaml", str(CONFIGS / options.rig))
+    if "demo" in options.rig:
+        text = text.replace("camera: {height_px: 512, width_px: 512}\n", "")
+    (folder / "run.yaml").write_text(text)
+    service = sky.Service(load_config(folder / "run.yaml", changes[:-1]))
+    summary = service.run()
+    assert service.experiment is not None
+    assert service.experiment.outcome is not None
+    with sky.open_run(summary.run_file) as found:
+        experiment, table = found.experiment, found.table
+    assert experiment is not None
+    taken_ns = {int(row["frame"]): int(table["received_ns"][row["frame"]]) for row in experiment["decisions"]}
+    # The first read-back that shows a new value of the supply, which the guard sets just before it.
+    steps = experiment["inputs"]
+    until_read = []
+    for row in experiment["decisions"][experiment["decisions"]["acted"] == 1]:
+        later = steps[(steps["time_ns"] > row["time_ns"]) & (np.abs(steps["set_mT"] - row["old_mT"]) > 1e-9)]
+        if len(later):
+            until_read.append((int(later["reading_ns"][0]) - taken_ns[int(row["frame"])]) / 1e6)
+    accepted = service.experiment.outcome.decision_ms
+    print(f"rig {options.rig}, {len(until_read)} decisions, engine {summary.engine}, {summary.rate_hz:.1f} frames/s")
+    print(f"frame handed over -> order accepted by the guard: p50 {accepted['p50']} ms, p99 {accepted['p99']} ms")
+    print(f"frame handed over -> device set and read back:    p50 {np.percentile(until_read, 50):.1f} ms, "
+          f"p99 {np.percentile(until_read, 99):.1f} ms")  # fmt: skip
+    analysed = summary.latency_ms["total"]
+    print(f"of which frame handed over -> result published:   p50 {analysed['p50']} ms, p99 {analysed['p99']} ms")
+
+
+def main() -> int:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, work in (("stop", stop), ("hold", hold), ("latency", latency)):
+        command = commands.add_parser(name)
+        command.set_defaults(work=work)
+        command.add_argument("--seeds", type=int, default=5 if name == "stop" else 3)
+        command.add_argument("--truth", action="store_true", help="count in the film itself, without camera and model")
+        command.add_argument(
+            "--delay-ms", type=float, default=60.0, help="from frame to decision; default: %(default)s"
+        )
+        if name == "hold":
+            command.add_argument("--targets", type=int, nargs="+", default=[20, 40, 80, 160])
+            command.add_argument("--frames", type=int, default=900, help="of each run; default: %(default)s")
+        if name == "latency":
+            command.add_argument("--seconds", type=float, default=30.0)
+            command.add_argument("--rig", default="sweep_rig_twin.yaml", help="or sweep_rig_demo.yaml")
+    options = parser.parse_args()
+    begun = time.time()
+    options.work(options)
+    print(f"{time.time() - begun:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Rules: what they decide on made-up frames, one after the other."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.experiment.rules import Decision, Seen, Situation, decider
+from realtime_skyseg.programme import Rule, Step
+from realtime_skyseg.records import OBJECT_DTYPE, Kind
+
+STEP = Step(0, "down", "staircase", 0, 0, 1, 2.0, 2.1, 0.1, 5)
+
+
+def situation(target_mT: float = 2.0, settled: bool = True, direction: int = -1, **changes: Any) -> Situation:
+    values = {"step": STEP, "set_mT": target_mT, "leg_mT": (4.0, 0.0)} | changes
+    return Situation(target_mT=target_mT, settled=settled, direction=direction, **values)
+
+
+def disc(x: float, y: float, radius: float = 4, kind: Kind = Kind.SKYRMION, border: int = 0) -> tuple[float, ...]:
+    side = round(2 * radius)
+    area = round(math.pi * radius**2)
+    return (x, y, area, max(0, x - radius), max(0, y - radius), side, side, 2 * radius, 1.0, kind, border)
+
+
+def frame(number: int, discs: list[tuple[float, ...]] | int, field_mT: float = 2.0) -> Seen:
+    """A frame with these objects, or with so many somewhere."""
+    if isinstance(discs, int):
+        discs = [disc(20 + 30 * (k % 30), 20 + 30 * (k // 30)) for k in range(discs)]
+    objects = np.array(discs, OBJECT_DTYPE)
+    count = int((objects["kind"] == Kind.SKYRMION).sum())
+    return Seen(number, number / 16, field_mT, count, len(objects) - count, count / 100, objects)
+
+
+def decide(rule: dict[str, Any], frames: list[Any], **at: Any) -> list[Decision | None]:
+    one = decider(TypeAdapter(Rule).validate_python(rule))
+    return [one.decide(frame(number, discs), situation(**at)) for number, discs in enumerate(frames)]
+
+
+# --- stop_when ---
+
+STOPS = [
+    # condition, counts, frames in which it stops
+    ({"at_least": 1, "dwell_frames": 1}, [0, 0, 1, 2], [2]),
+    ({"at_least": 1, "dwell_frames": 2}, [0, 1, 0, 1, 1], [4]),
+    ({"at_least": 5, "dwell_frames": 1, "hysteresis": 2}, [5, 3, 4, 5, 2, 5], [0, 5]),  # true until below 3
+    ({"at_least": 5, "dwell_frames": 1}, [5, 4, 5], [0, 2]),
+    ({"at_least": 5, "dwell_frames": 2, "hysteresis": 2}, [5, 5, 1, 5, 1, 1, 5, 5], [1, 7]),  # one frame is no end
+    ({"at_most": 3, "dwell_frames": 1}, [9, 3, 2], [1]),
+]
+
+
+@pytest.mark.parametrize(("condition", "counts", "stops"), STOPS)
+def test_a_condition_has_hysteresis_and_dwell(condition: dict[str, Any], counts: list[int], stops: list[int]) -> None:
+    rule = {"rule": "stop_when", "when": {"quantity": "count", **condition}}
+    assert [k for k, decision in enumerate(decide(rule, counts)) if decision] == stops
+
+
+def test_a_quantity_that_is_not_there_decides_nothing() -> None:
+    rule = {"rule": "stop_when", "when": {"quantity": "diameter_px", "at_most": 5, "dwell_frames": 1}}
+    assert decide(rule, [0, 0, [disc(50, 50, 2)]])[:2] == [None, None]
+
+
+@pytest.mark.parametrize(("direction", "field_mT"), [(-1, 2.3), (1, 1.7), (0, 2.0)])
+def test_stopping_backs_off_against_the_last_move(direction: int, field_mT: float) -> None:
+    rule = {"rule": "stop_when", "when": {"quantity": "count", "at_least": 1, "dwell_frames": 1}, "back_off_mT": 0.3,
+            "then_frames": 7}  # fmt: skip
+    (decision,) = decide(rule, [1], direction=direction)
+    assert decision
+    assert (decision.action, decision.field_mT, decision.frames) == ("stop", pytest.approx(field_mT), 7)
+    assert decision.reason == "count is 1, at least 1"
+
+
+# --- adaptive_steps ---
+
+
+def walk(rule: dict[str, Any], count_at: Any, start_mT: float = 4.0, end_mT: float = 0.0) -> list[tuple[float, str]]:
+    """The fields that steps choose where the count is a function of the field (which has no hysteresis)."""
+    one = decider(TypeAdapter(Rule).validate_python({"rule": "adaptive_steps", **rule}))
+    here, fields = start_mT, [(start_mT, "")]
+    for number in range(500):
+        step = Step(0, "down", "staircase", 0, 0, 1, here, None, 0, 1)
+        at = situation(here, step=step, leg_mT=(start_mT, end_mT))
+        decision = one.decide(frame(number, count_at(here), here), at)
+        while decision and decision.action == "set" and decision.field_mT is not None:
+            fields.append((decision.field_mT, decision.reason[:4]))
+            here = decision.field_mT
+            at = situation(
+                here, step=Step(0, "down", "staircase", 0, 0, 1, here, None, 0, 1), leg_mT=(start_mT, end_mT)
+            )
+            decision = one.decide(frame(number, count_at(here), here), at)
+        chosen = one.next_field(count_at(here), at)
+        if chosen is None or chosen.field_mT is None:
+            break
+        here = chosen.field_mT
+        fields.append((here, chosen.reason[:4]))
+    return fields
+
+
+def test_steps_are_fine_where_the_count_changes() -> None:
+    fields = walk({"coarse_mT": 0.5, "fine_mT": 0.1, "quiet_steps": 2}, lambda here: 5 if here < 2.2 else 0)
+    values = [round(field, 3) for field, _ in fields]
+    assert values == [4, 3.5, 3, 2.5, 2, 1.9, 1.8, 1.3, 0.8, 0.3, 0]
+
+
+def test_steps_are_fine_in_a_window_that_is_known() -> None:
+    fields = walk({"coarse_mT": 0.5, "fine_mT": 0.25, "near_mT": [[2.1, 2.4]]}, lambda _: 0)
+    assert [field for field, _ in fields] == [4, 3.5, 3, 2.5, 2.25, 2, 1.5, 1, 0.5, 0]
+
+
+def test_the_first_change_is_looked_at_again_from_the_start() -> None:
+    fields = walk(
+        {"coarse_mT": 0.5, "fine_mT": 0.1, "reset_mT": 4.5, "dwell_frames": 1}, lambda here: 5 if here < 2.2 else 0
+    )
+    values = [round(field, 3) for field, _ in fields]
+    assert values[:11] == [4, 3.5, 3, 2.5, 2, 4.5, 3, 2.9, 2.8, 2.7, 2.6]
+    assert 2.2 in values
+    assert values[-1] == 0
+
+
+# --- on_event ---
+
+HERE, THERE, FAR = (50, 50), (60, 50), (150, 150)
+
+EVENTS = [
+    ("nucleation", [[], [], [disc(*HERE)], [disc(*HERE)]], {3: "nucleation near 2 mT, count 1"}),
+    ("nucleation", [[], [disc(*HERE)], [], []], {}),  # one frame is none
+    ("annihilation", [[disc(*HERE)]] * 3 + [[], []], {4: "annihilation near 2 mT, count 0"}),
+    ("collapse", [[disc(*HERE), disc(*FAR)]] * 3 + [[disc(*FAR)]] * 3, {4: "collapse at (50, 50) px near 2 mT"}),
+    ("collapse", [[disc(*HERE), disc(*FAR)]] * 3 + [[disc(*FAR)], [disc(*HERE), disc(*FAR)]], {}),  # it is back
+    ("collapse", [[disc(*HERE, border=1), disc(*FAR)]] * 3 + [[disc(*FAR)]] * 3, {}),  # it left the view
+    ("collapse", [[disc(*HERE), disc(*FAR)]] * 3 + [[disc(55, 55), disc(*FAR)]] * 3, {}),  # it moved
+    ("collapse", [[disc(*HERE), disc(*FAR)]] * 3 + [[disc(55, 50, 9, Kind.STRIPE), disc(*FAR)]] * 3, {}),  # it grew
+    ("merge", [[disc(*HERE), disc(*THERE)]] * 3 + [[disc(55, 50, 5.7)]] * 3, {4: "merge at (55, 50) px near 2 mT"}),
+    ("merge", [[disc(*HERE), disc(*FAR)]] * 3 + [[disc(*HERE, 5.7)]] * 3, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "frames", "marks"), EVENTS)
+def test_events_of_single_skyrmions(event: str, frames: list[list[Any]], marks: dict[int, str]) -> None:
+    decisions = decide({"rule": "on_event", "events": [event]}, frames)
+    assert {k: decision.reason for k, decision in enumerate(decisions) if decision} == marks
+    assert all(decision.action == "mark" and decision.span == (3, 3) for decision in decisions if decision)
+
+
+def test_there_are_so_many_clips_and_no_more() -> None:
+    frames = [[disc(*HERE)], [disc(*HERE)], [], []] * 4
+    rule = {"rule": "on_event", "events": ["nucleation", "annihilation"], "max_clips": 2}
+    spans = [decision.span is not None for decision in decide(rule, frames) if decision]
+    assert spans[:2] == [True, True]
+    assert len(spans) > 4
+    assert not any(spans[2:])
+
+
+# --- hold_count ---
+
+
+class Film:
+    """Skyrmions that each vanish for good at a field of their own, and come back by a pulse."""
+
+    def __init__(self, seed: int, yield_at: Any) -> None:
+        self._chance = np.random.default_rng(seed)
+        self._yield_at = yield_at
+        self.vanish_mT = np.empty(0)
+        self.pulses = 0
+
+    def go(self, field_mT: float) -> int:
+        self.vanish_mT = self.vanish_mT[self.vanish_mT > field_mT]
+        return len(self.vanish_mT)
+
+    def pulse(self, field_mT: float) -> None:
+        self.pulses += 1
+        n = max(0, round(self._yield_at(field_mT) * self._chance.normal(1, 0.15)))
+        self.vanish_mT = self._chance.normal(3.2, 0.15, n)
+
+
+HOLD = {
+    "rule": "hold_count", "annihilation_mT": 3.7, "back_off_mT": 0.5, "step_mT": 0.1, "smallest_step_mT": 0.002,
+    "relax_frames": 1, "window_frames": 1, "pulse_relax_frames": 1, "pulse_in_plane_mT": 50,
+    "pulses": [[1.5, 460], [2.0, 290], [2.5, 86], [3.0, 3]],
+}  # fmt: skip
+
+
+def hold(
+    film: Film, target: int, frames: int = 600, stray: Any = lambda _: 0.0, **changes: Any
+) -> list[tuple[float, int]]:
+    """Field and count of each frame, on a film that follows at once."""
+    one = decider(TypeAdapter(Rule).validate_python(HOLD | {"target": target} | changes))
+    field_mT, out = 2.0, []
+    for number in range(frames):
+        count = film.go(field_mT + stray(number))
+        out.append((field_mT, count))
+        decision = one.decide(frame(number, count, field_mT), situation(field_mT))
+        if decision and decision.field_mT is not None:
+            field_mT = decision.field_mT
+            if decision.action == "pulse":
+                film.pulse(field_mT)
+    return out
+
+
+@pytest.mark.parametrize("target", [20, 40, 80, 160])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_count_is_held(target: int, seed: int) -> None:
+    film = Film(seed, lambda field_mT: np.interp(field_mT, [1.5, 2.0, 2.5, 3.0], [400, 230, 60, 0]))
+    stray = lambda number: 0.3 if 450 < number < 470 else 0.0  # noqa: E731
+    counts = np.array([count for _, count in hold(film, target, 600, stray)])
+    off = np.abs(counts - target) > max(3, 0.1 * target)
+    assert not off[300:450].any(), counts[300:450]
+    assert not off[520:].any(), counts[520:]
+
+
+def test_a_count_that_pulses_do_not_reach_is_given_up_not_thrashed() -> None:
+    film = Film(0, lambda _: 10)
+    fields = hold(film, 160, max_pulses=4)
+    assert film.pulses == 4
+    assert len({field for field, _ in fields[-300:]}) == 1
+
+
+def test_without_pulses_too_few_stay_too_few() -> None:
+    film = Film(0, lambda _: 10)
+    fields = hold(film, 20, frames=50, pulse_in_plane_mT=None)
+    assert film.pulses == 0
+    assert {field for field, _ in fields} == {2.0}
+
+
+def test_the_other_sign_of_field_destroys() -> None:
+    film = Film(1, lambda field_mT: np.interp(-field_mT, [1.5, 2.0, 2.5, 3.0], [400, 230, 60, 0]))
+    film.go = lambda field_mT: Film.go(film, -field_mT)  # type: ignore[method-assign]
+    pulses = [[-1.5, 460], [-2.0, 290], [-2.5, 86], [-3.0, 3]]
+    counts = np.array([count for _, count in hold(film, 40, 400, annihilation_mT=-3.7, pulses=pulses)])
+    assert (np.abs(counts[300:] - 40) <= 4).all()
+
+
+# --- python ---
+
+
+def python(tmp_path: Path, code: str) -> dict[str, Any]:
+    (tmp_path / "mine.py").write_text(code)
+    return {"rule": "python", "file": str(tmp_path / "mine.py"), "window_frames": 3}
+
+
+def test_a_function_of_the_user(tmp_path: Path) -> None:
+    code = "def decide(results):\n    return 1.5 if len(results) == 3 and results[-1].count > 2 else None\n"
+    decisions = decide(python(tmp_path, code), [5, 5, 0, 5])
+    assert decisions[:3] == [None, None, None]
+    assert decisions[3] == Decision("set", "decide returned 1.5", 1.5)
+
+
+def test_a_function_that_fails_is_not_asked_again(tmp_path: Path) -> None:
+    decisions = decide(python(tmp_path, "def decide(results):\n    return results[-1].cuont\n"), [1, 1])
+    assert decisions[0]
+    assert decisions[0].action == "mark"
+    assert "failed and is not asked again: AttributeError" in decisions[0].reason
+    assert decisions[1] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [("x = 1", "has no function 'decide'"), ("import nothing_of_this_name", "cannot be run: ModuleNotFoundError"),
+     ("def decide(", "cannot be run: SyntaxError")],
+)  # fmt: skip
+def test_a_function_that_is_not_there(tmp_path: Path, code: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decider(TypeAdapter(Rule).validate_python(python(tmp_path, code)))
+    assert sentence in str(caught.value)
