@@ -167,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--engine", action="append", choices=_ENGINES, help="may be repeated")
     command.add_argument("--size", action="append", metavar="HEIGHTxWIDTH", help="of the frames; may be repeated; "
                          "default: those of the recording")  # fmt: skip
-    command.add_argument("--rate-hz", action="append", metavar="HZ", help="a number, or max: as fast as it goes; may be "
-                         "repeated; default: 25")  # fmt: skip
+    command.add_argument("--rate-hz", action="append", metavar="HZ", help="a number, or max: as fast as it goes; may "
+                         "be repeated; default: 25")  # fmt: skip
     command.add_argument("--seconds", type=float, default=10.0, help="of each run; default: %(default)s")
     command.add_argument("--source", default="bundled", help="a recording; default: %(default)s")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
