@@ -173,7 +173,7 @@ class Publisher:
             self._send_header()
 
     def close(self) -> None:
-        """Repeat the end of the run, send what is in flight, at most 2 s, and release the socket. Can be called twice."""
+        """Repeat the end of the run, send what is in flight, at most 2 s, and release the socket. Safe to repeat."""
         if self._end and not self._socket.closed:
             # The same msg_number, so that it is no loss to whoever has it already.
             if self.subscriptions or self._socket.poll(0):
