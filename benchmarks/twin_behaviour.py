@@ -24,8 +24,8 @@ from simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_s
 FIELDS = (0.12, 0.16, 0.20, 0.24, 0.26, 0.28, 0.30, 0.32, 0.34, 0.36, 0.38, 0.40)
 PROTOTYPE_COUNTS = (406, 394, 377, 343, 308, 260, 194, 114, 43, 3, 0, 0)
 PROTOTYPE_DIAMETERS = (14.8, 13.8, 12.4, 11.1, 10.5, 9.6, 9.0, 8.3, 7.9, 6.3, np.nan, np.nan)
-SEEDS = (1, 2, 3)
-STEPS = 200  # at each field
+SEEDS = (1, 2, 3, 4, 5)
+STEPS = 225  # at each field
 SHOWN_PX = (300, 400)
 
 

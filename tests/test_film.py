@@ -83,14 +83,14 @@ def test_counts_fall_with_the_field_until_none_is_left() -> None:
 
 @pytest.mark.slow
 def test_counts_and_diameters_at_full_size() -> None:
-    # Annihilation takes time: with 100 steps a field instead of 200, half as many again are left at h = 0.32.
-    films = [skyrmion_film(512, seed) for seed in (1, 2)]
+    # Annihilation takes time: with 100 steps a field instead of 225, a third more are left at h = 0.32.
+    films = [skyrmion_film(512, seed) for seed in (1, 2, 3, 4, 5)]
     for field, count, diameter, mean in TABLE:
-        states = [film.step(field, 200) for film in films]
+        states = [film.step(field, 225) for film in films]
         sizes = [diameters(phi) for phi in states]
-        assert np.mean([len(s) for s in sizes]) == pytest.approx(count, rel=0.1, abs=10 if count else 0), field
+        assert np.mean([len(s) for s in sizes]) == pytest.approx(count, rel=0.1, abs=0.5 if count < 10 else 0), field
         assert np.mean([phi.mean() for phi in states]) == pytest.approx(mean, abs=0.015), field
-        if count > 50:  # the last few are about to vanish: their diameters scatter by a fifth
+        if count > 10:  # the last few are about to vanish
             assert np.median(np.concatenate(sizes)) == pytest.approx(diameter, rel=0.1), field
 
 
