@@ -98,14 +98,7 @@ def _fill(
     table = run.table
     recorded, live = table["written"] == 1, table["skipped"] == Skipped.NOT_SKIPPED
     config = _settings_of(run, overrides)
-    segmenter = Segmenter.load(
-        config.analysis.model,
-        config.analysis.engine,
-        config.analysis.threads,
-        config.measure.min_area_px,
-        config.measure.stripe_slenderness,
-        config.measure.polarity,
-    )
+    segmenter = Segmenter.of(config.analysis, config.measure)
     told = run.provenance["weights_sha256"]
     if segmenter.model.sha256 != told and not accept_other:
         raise ModelError(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import EngineChoice, Polarity
+from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettings, Polarity
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Class, Image, Mask, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
@@ -62,6 +62,18 @@ class Segmenter:
             ModelError: the file is not a model.
         """
         return cls(load_model(model), engine, threads, min_area_px, stripe_slenderness, polarity)
+
+    @classmethod
+    def of(cls, analysis: AnalysisSettings, measure: MeasureSettings) -> Self:
+        """As a run's settings say. Raises as `load`."""
+        return cls.load(
+            analysis.model,
+            analysis.engine,
+            analysis.threads,
+            measure.min_area_px,
+            measure.stripe_slenderness,
+            measure.polarity,
+        )
 
     @property
     def engine(self) -> Engine:

@@ -134,14 +134,7 @@ class Service:
         with ExitStack() as owned:
             camera = config.camera.open()
             owned.callback(camera.close)
-            segmenter = Segmenter.load(
-                config.analysis.model,
-                config.analysis.engine,
-                config.analysis.threads,
-                config.measure.min_area_px,
-                config.measure.stripe_slenderness,
-                config.measure.polarity,
-            )
+            segmenter = Segmenter.of(config.analysis, config.measure)
             preparation = self._preparation(camera, segmenter)
             segmenter.open(preparation.shape if preparation else camera.shape)
             if config.field:
