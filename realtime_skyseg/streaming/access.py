@@ -124,14 +124,42 @@ class Doorkeeper:
         return known
 
 
-def use_keys(socket: zmq.Socket[bytes], folder: Path) -> None:
-    """Let a client's socket show its keys, and trust only the service it has the key of; before it connects.
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], key: str, address: str, keys: Path | None
+) -> Doorkeeper | None:
+    """Bind a service's socket, behind a doorkeeper where there are keys; it is for the caller to close.
+
+    Raises:
+        SettingsError: the address, of this key of the settings, cannot be bound, or there are no keys.
+    """
+    if "[" in address:
+        socket.setsockopt(zmq.IPV6, 1)
+    doorkeeper = Doorkeeper(context, keys) if keys else None
+    if doorkeeper:
+        doorkeeper.guard(socket)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        if doorkeeper:
+            doorkeeper.close()
+        raise SettingsError(f"{key}: '{address}' cannot be bound: {error.strerror}") from error
+    return doorkeeper
+
+
+def connect(socket: zmq.Socket[bytes], address: str, keys: str | Path | None) -> None:
+    """Connect a client's socket; with keys it shows them, and trusts only the service it has the key of.
 
     Raises:
         SettingsError: the folder has no keys of a client.
+        zmq.ZMQError: the address cannot be used.
     """
-    socket.curve_publickey, socket.curve_secretkey = _pair(folder / "client.key_secret")
-    socket.curve_serverkey = _load(folder / "service.key")[0]
+    if "[" in address:
+        socket.setsockopt(zmq.IPV6, 1)
+    if keys:
+        folder = Path(keys)
+        socket.curve_publickey, socket.curve_secretkey = _pair(folder / "client.key_secret")
+        socket.curve_serverkey = _load(folder / "service.key")[0]
+    socket.connect(address)
 
 
 def _pair(path: Path) -> tuple[bytes, bytes]:

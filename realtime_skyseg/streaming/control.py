@@ -19,7 +19,7 @@ import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from realtime_skyseg.errors import ControlError, SettingsError, SkysegError
-from realtime_skyseg.streaming.access import Doorkeeper, use_keys
+from realtime_skyseg.streaming.access import bind, connect
 
 log = logging.getLogger(__name__)
 
@@ -182,20 +182,11 @@ class ControlServer:
         self._socket.setsockopt(zmq.RCVHWM, _QUEUE)
         self._socket.setsockopt(zmq.SNDHWM, _UNREAD)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that is lost is an error here, not silence
-        if "[" in address:
-            self._socket.setsockopt(zmq.IPV6, 1)
-        self._doorkeeper: Doorkeeper | None = None
         try:
-            if keys:
-                self._doorkeeper = Doorkeeper(self._context, keys)
-                self._doorkeeper.guard(self._socket)
-            self._socket.bind(address)
+            self._doorkeeper = bind(self._context, self._socket, "control.address", address, keys)
         except SettingsError:
-            self._abandon()
+            self._context.destroy(linger=0)
             raise
-        except zmq.ZMQError as error:
-            self._abandon()
-            raise SettingsError(f"control.address: '{address}' cannot be bound: {error.strerror}") from error
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         name = f"inproc://{secrets.token_hex(8)}"
         self._closing = self._context.socket(zmq.PAIR)
@@ -211,12 +202,6 @@ class ControlServer:
             self._wake.send(b"")
             self._thread.join()
         self._wake.close()
-        if self._doorkeeper:
-            self._doorkeeper.close()
-        self._context.term()
-
-    def _abandon(self) -> None:
-        self._socket.close()
         if self._doorkeeper:
             self._doorkeeper.close()
         self._context.term()
@@ -280,12 +265,8 @@ class Control:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        if "[" in address:
-            self._socket.setsockopt(zmq.IPV6, 1)
         try:
-            if keys:
-                use_keys(self._socket, Path(keys))
-            self._socket.connect(address)
+            connect(self._socket, address, keys)
         except SettingsError:
             self.close()
             raise

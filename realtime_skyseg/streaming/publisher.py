@@ -10,7 +10,7 @@ import zmq
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Event, Result
-from realtime_skyseg.streaming.access import Doorkeeper
+from realtime_skyseg.streaming.access import Doorkeeper, bind
 from realtime_skyseg.streaming.messages import (
     CountsMessage,
     EventMessage,
@@ -60,20 +60,12 @@ class Publisher:
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every join, so that each gets the header
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error here, not silence
-        if "[" in settings.address:
-            self._socket.setsockopt(zmq.IPV6, 1)
         self._doorkeeper: Doorkeeper | None = None
         try:
-            if keys:
-                self._doorkeeper = Doorkeeper(self._context, keys)
-                self._doorkeeper.guard(self._socket)
-            self._socket.bind(settings.address)
+            self._doorkeeper = bind(self._context, self._socket, "stream.address", settings.address, keys)
         except SettingsError:
             self.close()
             raise
-        except zmq.ZMQError as error:
-            self.close()
-            raise SettingsError(f"stream.address: '{settings.address}' cannot be bound: {error.strerror}") from error
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def wait_for_subscriptions(self, wanted: int, timeout_s: float) -> bool:

@@ -10,7 +10,7 @@ import zmq
 
 from realtime_skyseg.config import DEFAULT_ADDRESS
 from realtime_skyseg.errors import SettingsError, StreamError
-from realtime_skyseg.streaming.access import use_keys
+from realtime_skyseg.streaming.access import connect
 from realtime_skyseg.streaming.messages import ImageMessage, Message, SeriesEndMessage, decode
 
 _WITHOUT_MASKS = (b'{"htype":"header"', b'{"htype":"series_end"', b'{"htype":"skyseg_')
@@ -58,14 +58,10 @@ class Subscriber:
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, queue_messages)
         self._socket.setsockopt(zmq.LINGER, 0)
-        if "[" in address:
-            self._socket.setsockopt(zmq.IPV6, 1)
         for prefix in (b"",) if masks else _WITHOUT_MASKS:
             self._socket.subscribe(prefix)
         try:
-            if keys:
-                use_keys(self._socket, Path(keys))
-            self._socket.connect(address)
+            connect(self._socket, address, keys)
         except SettingsError:
             self.close()
             raise
