@@ -87,6 +87,7 @@ class Segmenter:
         if self._engine is None or shape != self._shape:
             self._engine = open_engine(self.model, shape, self._choice, self._threads, self._cache)
             self._shape = shape
+            self.measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
         return self._engine
 
     def __call__(self, image: Image) -> Segmentation:
