@@ -55,7 +55,7 @@ class CameraSettings(Section):
         try:
             self._settings = settings.model_validate(self.model_extra or {})
         except ValidationError as error:
-            raise SettingsError(_sentence(error, settings, prefix="camera")) from None
+            raise SettingsError(sentence(error, settings, prefix="camera")) from None
         return self
 
     def open(self) -> Camera:
@@ -105,7 +105,7 @@ class FieldSettings(Section):
         try:
             self._settings = kind.Settings.model_validate(self.model_extra or {})
         except ValidationError as error:
-            raise SettingsError(_sentence(error, kind.Settings, "field", list(type(self).model_fields))) from None
+            raise SettingsError(sentence(error, kind.Settings, "field", list(type(self).model_fields))) from None
         unit = getattr(self._settings, "unit", getattr(kind, "unit", "mT"))
         if unit != "mT" and self.calibration is None:
             raise SettingsError(f"field.calibration: this key is missing; it leads from {unit} to mT")
@@ -556,14 +556,15 @@ def json_schema() -> str:
 
 def _validate(kind: type[AnySettings], tree: dict[str, Any], overrides: Iterable[str]) -> AnySettings:
     for override in overrides:
-        tree = _override(tree, override)
+        tree = overridden(tree, override)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_sentence(error, kind)) from None
+        raise SettingsError(sentence(error, kind)) from None
 
 
-def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """The settings with one replaced, `override` being "key=value". Raises `SettingsError` where it is not."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"--set '{override}': allowed: key=value, for example camera.rate_hz=25")
@@ -579,13 +580,13 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
         if not (rest[0].isdigit() and int(rest[0]) < len(below)):
             raise SettingsError(f"--set {key}: '{rest[0]}' is not allowed: a number from 0 to {len(below) - 1}")
         items = {str(number): item for number, item in enumerate(below)}
-        return {**tree, first: list(_override(items, f"{'.'.join(rest)}={text}").values())}
+        return {**tree, first: list(overridden(items, f"{'.'.join(rest)}={text}").values())}
     if not isinstance(below, dict):
         raise SettingsError(f"--set {key}: '{first}' is the value {below!r}, not a section")
-    return {**tree, first: _override(below, f"{'.'.join(rest)}={text}")}
+    return {**tree, first: overridden(below, f"{'.'.join(rest)}={text}")}
 
 
-def _sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", common: Sequence[str] = ()) -> str:
+def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", common: Sequence[str] = ()) -> str:
     """The first fault of a validation as one sentence, and how many more there are.
 
     Args:

@@ -145,7 +145,7 @@ def _choose(tree: object) -> object:
     try:
         return kinds[kind].model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(config._sentence(error, kinds[kind], prefix="sample")) from None
+        raise SettingsError(config.sentence(error, kinds[kind], prefix="sample")) from None
 
 
 #: Settings of a sample of either kind; `kind` says which, film unless given.

@@ -196,7 +196,7 @@ def load_recording(path: str | Path, overrides: Sequence[str] = ()) -> Recording
     """
     tree = config.read_yaml(path)
     for override in overrides:
-        tree = config._override(tree, override)
+        tree = config.overridden(tree, override)
     kinds: dict[object, type[RecordingSettings]] = {"sequence": SequenceSettings, "ensemble": EnsembleSettings}
     kind = kinds.get(tree.get("kind", "sequence"))
     if kind is None:
@@ -204,7 +204,7 @@ def load_recording(path: str | Path, overrides: Sequence[str] = ()) -> Recording
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(config._sentence(error, kind)) from None
+        raise SettingsError(config.sentence(error, kind)) from None
 
 
 def simulate(settings: RecordingSettings) -> Iterator[LabelledFrame]:

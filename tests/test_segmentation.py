@@ -166,6 +166,18 @@ def test_a_cached_engine_starts_without_torch(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), first.run())
 
 
+@pytest.mark.parametrize("damage", ["engine.json", "engine.xml", "engine.bin"])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+    first = open_engine(load_model("compact"), (64, 64), "openvino", cache=tmp_path)
+    (broken,) = tmp_path.glob(f"*/{damage}")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    again = open_engine(load_model("compact"), (64, 64), "openvino", cache=tmp_path)
+    first.input[...] = again.input[...] = scale(discs(64, 64, 1))
+    np.testing.assert_array_equal(again.run(), first.run())
+    assert broken.stat().st_size == len(whole)
+
+
 # --- large images ---
 
 

@@ -1,22 +1,21 @@
-"""OpenVINO on the CPU, in bfloat16 where the processor has it and the model stands it, else in float32."""
+"""OpenVINO on the CPU: in 8 bits where the model has such a graph, else in bfloat16 where the processor has it and the
+model stands it, else in float32.
+"""
 
 import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
-from realtime_skyseg.errors import ParityError
+from realtime_skyseg.errors import ModelError
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmentation.engine import check_parity
+from realtime_skyseg.segmentation.engine import cache_folder, cached, first_exact
 from realtime_skyseg.segmentation.model import Model
 
 # OpenVINO sends usage statistics from its import on unless this package is absent. A lab PC is often offline,
@@ -40,28 +39,41 @@ class OpenVinoEngine:
         self, model: Model, shape: tuple[int, int], threads: int | None = None, cache: Path | None = None
     ) -> None:
         core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # a cached file that is cut short would end the process
         self.input: NDArray[np.float32] = np.zeros(shape, np.float32)
         self.device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._threads = threads or os.cpu_count() or 1
-        fast = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        precisions = ["bfloat16", "float32"] if fast else ["float32"]
-        key = "\n".join([model.sha256, _code(), str(shape), precisions[0], openvino.get_version(), self.device])
-        cache = cache or Path(platformdirs.user_cache_dir("realtime_skyseg"))
-        folder = cache / hashlib.sha256(key.encode()).hexdigest()[:24]
-        if not (folder / "engine.json").is_file():
-            self._build(core, model, precisions, key, folder)
-        record = json.loads((folder / "engine.json").read_text())
-        self.agreement, self.precision = float(record["agreement"]), str(record["precision"])
-        self._load(core, core.read_model(folder / "engine.xml"), self.precision)
+        self._widest = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        precisions = ["bfloat16", "float32"] if self._widest == "bf16" else ["float32"]
+        weights = model.sha256
+        if _quantised(core, model) is not None:
+            precisions.insert(0, "int8")
+            weights += _hash(model.quantised, model.quantised.with_suffix(".bin"))
+        key = "\n".join([weights, _code(), str(shape), precisions[0], openvino.get_version(), self.device])
+        folder = (cache or cache_folder()) / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self.precision, self.agreement = cached(
+            folder, lambda built: self._read(core, built), lambda new: self._build(core, model, precisions, key, new)
+        )
 
     def run(self) -> Mask:
         """See `Engine`."""
         self._request.infer()
         return self._output
 
+    def _read(self, core: "openvino.Core", folder: Path) -> tuple[str, float]:
+        record = json.loads((folder / "engine.json").read_text())
+        # What a power cut left of these files might load, and be wrong.
+        if _digests(folder) != record["sha256"]:
+            raise ModelError(f"the engine in '{folder}' is damaged")
+        try:
+            self._load(core, core.read_model(folder / "engine.xml"), record["precision"])
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot load the engine in '{folder}': {error}") from error
+        return str(record["precision"]), float(record["agreement"])
+
     def _load(self, core: "openvino.Core", graph: "openvino.Model", precision: str) -> None:
         hints = {
-            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32", "int8": self._widest}[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._threads,
         }
@@ -72,43 +84,70 @@ class OpenVinoEngine:
 
     def _build(self, core: "openvino.Core", model: Model, precisions: list[str], key: str, folder: Path) -> None:
         """Build the graph; the first precision that passes the parity gate is kept."""
-        import torch
+        height, width = self.input.shape
+        log.info("building the OpenVINO engine of model %s for %d x %d px", model.name, height, width)
+        graphs: dict[str, openvino.Model] = {}
 
-        from realtime_skyseg.segmentation.network import MaskNet
+        def load(precision: str) -> None:
+            if precision == "int8":
+                graphs[precision] = _quantised(core, model)
+                graphs[precision].reshape([1, 1, height, width])
+            else:
+                graphs[precision] = graph_of(model, (height, width))
+            self._load(core, graphs[precision], precision)
 
-        log.info("building the OpenVINO engine of model %s for %d x %d px", model.name, *self.input.shape)
-        example = torch.zeros(1, 1, *self.input.shape)
-        network = MaskNet(model.load_network()).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's export warns of its own parts
-            graph = openvino.convert_model(torch.export.export(network, (example,)))
+        precision, agreement = first_exact(model, self.name, precisions, load, self)
+        openvino.save_model(graphs[precision], folder / "engine.xml", compress_to_fp16=False)
+        record = {
+            "agreement": agreement, "precision": precision, "key": key.splitlines(), "sha256": _digests(folder)
+        }  # fmt: skip
+        (folder / "engine.json").write_text(json.dumps(record))
 
-        def found(image: NDArray[np.float32]) -> Mask:
-            self.input[...] = image
-            return self.run().copy()
 
-        for precision in precisions:
-            self._load(core, graph, precision)
-            try:
-                agreement = check_parity(model, self.name, found, (self.input.shape[0], self.input.shape[1]))
-                break
-            except ParityError as error:
-                if precision == precisions[-1]:
-                    raise
-                log.warning("%s is not exact enough for model %s: %s", precision, model.name, error)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Two services may build at once: each in a folder of its own, and the first to rename wins.
-        building = Path(tempfile.mkdtemp(dir=folder.parent))
-        openvino.save_model(graph, building / "engine.xml", compress_to_fp16=False)
-        record = {"agreement": agreement, "precision": precision, "key": key.splitlines()}
-        (building / "engine.json").write_text(json.dumps(record))
-        try:
-            building.rename(folder)
-        except OSError:
-            shutil.rmtree(building)
+def graph_of(model: Model, shape: tuple[int, int] | None) -> "openvino.Model":
+    """The network, image (1, 1, height, width) float32 -> mask of that shape, uint8.
+
+    Args:
+        model: the model.
+        shape: (height, width), multiples of the network's; None: any such, to be fixed by `reshape`.
+    """
+    import torch
+
+    from realtime_skyseg.segmentation.network import MaskNet
+
+    dynamic = None
+    if shape is None:
+        step = model.shape.multiple
+        sides = [step * torch.export.Dim(name, min=2, max=8192 // step) for name in ("height", "width")]
+        dynamic = {"image": {2: sides[0], 3: sides[1]}}
+        shape = 16 * step, 20 * step
+    network = MaskNet(model.load_network()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's export warns of its own parts
+        program = torch.export.export(network, (torch.zeros(1, 1, *shape),), dynamic_shapes=dynamic)
+        return openvino.convert_model(program)
+
+
+def _quantised(core: "openvino.Core", model: Model) -> "openvino.Model | None":
+    """The model's graph in 8 bits, for images of any size; None where it has none that was made of these weights."""
+    if not model.quantised.is_file():
+        return None
+    graph = core.read_model(model.quantised)
+    made_of = graph.get_rt_info(["skyseg", "model_sha256"]).astype(str) if graph.has_rt_info(["skyseg"]) else ""
+    if made_of != model.sha256:
+        log.warning("%s was made of other weights than those in %s and is not used", model.quantised, model.path)
+        return None
+    return graph
+
+
+def _digests(folder: Path) -> list[str]:
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("engine.xml", "engine.bin")]
 
 
 def _code() -> str:
     """Hash of the code that makes the graph, so that a cached engine never outlives it."""
-    files = [Path(__file__), Path(__file__).with_name("network.py")]
+    return _hash(Path(__file__), Path(__file__).with_name("network.py"))
+
+
+def _hash(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
