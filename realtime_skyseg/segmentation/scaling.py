@@ -3,6 +3,8 @@
 from typing import Any, Literal
 
 import numpy as np
+from numba import float32, njit, uint8, uint16, void
+from numba.core.types import Array
 from numpy.typing import NDArray
 
 from realtime_skyseg.errors import FrameError
@@ -15,6 +17,7 @@ _SAMPLE_PX = 20_000
 _MIN_SIDE_PX = 16
 
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
+_NUMBA_TYPES = (uint8, uint16, float32)
 
 #: Scaled pixels are cut at plus and minus this much. Nothing magnetic gets beyond 1; a hot pixel of 16 bits would
 #: reach hundreds, and with it as far as the network looks.
@@ -26,7 +29,7 @@ LIMIT = 4.0
 Scaling = Literal["percentiles", "range"]
 
 
-def scale(image: Image, out: NDArray[np.float32] | None = None, how: Scaling = "percentiles") -> NDArray[np.float32]:
+def scale(image: Image, how: Scaling = "percentiles") -> NDArray[np.float32]:
     """Scale an image to (image - median) / (99th percentile - 1st percentile).
 
     Independent of offset and contrast, and odd under inversion: scale(255 - image) == -scale(image) up to
@@ -35,7 +38,6 @@ def scale(image: Image, out: NDArray[np.float32] | None = None, how: Scaling = "
 
     Args:
         image: (height, width), uint8, uint16 or float32.
-        out: (height, width) float32 to write to; allocated where absent.
         how: `range` gives value / largest of its integer type instead.
 
     Returns:
@@ -45,17 +47,37 @@ def scale(image: Image, out: NDArray[np.float32] | None = None, how: Scaling = "
         FrameError: the shape or dtype is not one of the above.
     """
     check(image)
-    if out is None:
-        out = np.empty(image.shape, np.float32)
-    offset, gain = _percentiles(image) if how == "percentiles" else _range(image)
-    with np.errstate(invalid="ignore", over="ignore"):  # pixels that are not finite are put right below
-        np.multiply(image, np.float32(gain), out=out, casting="unsafe")
-        out -= np.float32(offset * gain)
-    if image.dtype == np.float32:
-        np.copyto(out, np.float32(0.0), where=~np.isfinite(out))
-    if how == "percentiles":
-        np.clip(out, -LIMIT, LIMIT, out=out)
+    out = np.empty(image.shape, np.float32)
+    _scale_into(image, out, how)
     return out
+
+
+def _scale_into(image: Image, out: NDArray[np.float32], how: Scaling) -> None:
+    """Scale an image into the upper left of an array."""
+    offset, gain = _percentiles(image) if how == "percentiles" else _range(image)
+    limit = np.float32(LIMIT if how == "percentiles" else np.inf)
+    rows = image if image.flags.c_contiguous else image.copy()
+    with np.errstate(over="ignore"):  # a gain beyond float32 leaves nothing finite
+        _scale_pixels(rows, np.float32(gain), np.float32(offset * gain), limit, out)
+
+
+# For the kinds of pixels that there are, at import: no frame waits for a compiler.
+@njit(
+    [void(Array(kind, 2, "C", readonly=True), float32, float32, float32, float32[:, ::1]) for kind in _NUMBA_TYPES],
+    cache=True,
+    nogil=True,
+)
+def _scale_pixels(
+    image: Image, gain: np.float32, offset: np.float32, limit: np.float32, out: NDArray[np.float32]
+) -> None:
+    """In one pass and written without `min` and `isfinite`, so that the compiler takes many pixels at a time."""
+    for y in range(image.shape[0]):
+        pixels, scaled = image[y], out[y]
+        for x in range(len(pixels)):
+            value = np.float32(pixels[x]) * gain - offset
+            value = value if abs(value) < np.float32(np.inf) else np.float32(0)
+            value = limit if value > limit else value
+            scaled[x] = -limit if value < -limit else value
 
 
 def _range(image: Image) -> tuple[float, float]:
@@ -84,11 +106,12 @@ def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "perce
 
     Args:
         image: (height, width), see `scale`.
-        out: float32 to write to, at least (height, width).
+        out: float32 to write to, at least (height, width), contiguous.
         how: see `scale`.
     """
+    check(image)
     height, width = image.shape
-    scale(image, out[:height, :width], how)
+    _scale_into(image, out, how)
     below, right = out.shape[0] - height, out.shape[1] - width
     if below:
         out[height:, :width] = out[_mirrored(height, below), :width]
