@@ -6,6 +6,7 @@ names them before they exist.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import hdf5plugin
 import numpy as np
 
 from realtime_skyseg.records import NOT_ANALYSED
-from realtime_skyseg.storage.chunk import Chunk, put
+from realtime_skyseg.storage.chunk import Chunk, DirectDataset
 
 Kind = Literal["raw", "mask"]
 
@@ -26,7 +27,7 @@ FRAMES_PER_FILE = "frames_per_file"
 @dataclass(slots=True)
 class _Segment:
     file: h5py.File
-    stacks: dict[Kind, h5py.Dataset]
+    stacks: dict[Kind, DirectDataset]
     handle: int  # to bring it to the disk
 
 
@@ -55,7 +56,7 @@ class Segments:
         while self._made <= number:  # without gaps: a reader stops at the first file that is missing
             self._make(self._made)
             self._made += 1
-        put(self._open[number].stacks[kind], place, chunk)
+        self._open[number].stacks[kind].put(place, chunk.data, self.frames)
         self._reached[kind] = index
         while self._open and (oldest := min(self._open)) < min(self._reached.values()) // self.frames:
             self._close(oldest)
@@ -76,17 +77,26 @@ class Segments:
             self._close(number)
 
     def _make(self, number: int) -> None:
+        """Where it fails nothing is left, so that it can be tried again."""
         path = self.folder / f"{number}.h5"
-        file = h5py.File(path, "x", libver=("v110", "v110"))
+        file = None
         kinds: tuple[tuple[Kind, Any, int], ...] = (("raw", self._dtype, 0), ("mask", np.uint8, NOT_ANALYSED))
-        for kind, dtype, fill in kinds:
-            file.create_dataset(
-                kind, (self.frames, *self._shape), dtype, chunks=(1, *self._shape), fillvalue=fill, fletcher32=True,
-                **hdf5plugin.Bitshuffle(cname="lz4"),
-            )  # fmt: skip
-        file.swmr_mode = True
-        stacks: dict[Kind, h5py.Dataset] = {"raw": file["raw"], "mask": file["mask"]}
-        self._open[number] = _Segment(file, stacks, os.open(path, os.O_RDWR))
+        try:
+            file = h5py.File(path, "x", libver=("v110", "v110"))
+            for kind, dtype, fill in kinds:
+                file.create_dataset(
+                    kind, (self.frames, *self._shape), dtype, chunks=(1, *self._shape), fillvalue=fill, fletcher32=True,
+                    **hdf5plugin.Bitshuffle(cname="lz4"),
+                )  # fmt: skip
+            file.swmr_mode = True
+            stacks: dict[Kind, DirectDataset] = {kind: DirectDataset(file, kind) for kind, _, _ in kinds}
+            self._open[number] = _Segment(file, stacks, os.open(path, os.O_RDWR))
+        except BaseException:
+            if file:
+                with suppress(OSError, RuntimeError):
+                    file.close()
+            path.unlink(missing_ok=True)
+            raise
 
     def _close(self, number: int) -> None:
         segment = self._open.pop(number)

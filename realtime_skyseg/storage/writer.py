@@ -29,15 +29,17 @@ import numpy as np
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
 from realtime_skyseg.storage import layout
-from realtime_skyseg.storage.chunk import Chunk, pack, put
+from realtime_skyseg.storage.chunk import Chunk, Column, DirectDataset, pack
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
 
-#: Held back on the disk beyond 32 frames, for what HDF5 still holds in its caches. It must never meet a full disk
-#: itself: an error while it empties them ends the process by a segmentation fault (HDF5 2.0.0 in h5py 3.16).
+#: Held back on the disk beyond 32 frames, for what is open when the disk is full.
 _RESERVE_BYTES = 48_000_000
 
-#: Frames are refused while less than this is free beside what is held back: two flushes' worth of tables.
+#: Frames are refused while less than this and two frames is free beside what is held back: two flushes' worth of
+#: tables. What was held back is given back in pieces of this size.
 _MARGIN_BYTES = 2_000_000
+
+_STACKS: tuple[tuple[Kind, str], ...] = (("raw", layout.RAW), ("mask", layout.MASK))
 
 #: Stands for the image of a frame that was skipped.
 _NO_CHUNK: "Future[Chunk]" = Future()
@@ -125,6 +127,8 @@ class RunWriter:
         self._start_ns = time.time_ns()
         self._shape, self._dtype = shape, dtype
         self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
+        self._piece_bytes = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
+        self._full = False  # no frame is taken from here on
         folder = path.with_name(f"{path.stem}.segments")
         for existing in (self.path, self.partial, *([folder] if segment_gb else [])):
             if existing.exists():
@@ -151,27 +155,37 @@ class RunWriter:
                 self._segments = Segments(folder, shape, dtype, frames)
             self._create(shape, dtype, provenance)
             self._file.swmr_mode = True
-            spare = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
-            self._reserve = _hold_back(path.parent, self._reserve_bytes - spare)
+            self._reserve = _hold_back(path.parent, self._reserve_bytes - self._piece_bytes)
             self._handle = os.open(self.partial, os.O_RDWR)
         except BaseException as error:
-            self._give_back()
             self._file.close()
             self.partial.unlink()
+            if self._reserve:
+                self._reserve.close()
             if self._segments:
                 folder.rmdir()
             if isinstance(error, OSError):
                 raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {error}") from error
             raise
-        self._stacks: dict[Kind, h5py.Dataset] = {"raw": self._file[layout.RAW], "mask": self._file[layout.MASK]}
-        self._extent: dict[Kind, int] = {"raw": 0, "mask": 0}  # asking HDF5 for it costs more than writing
+        self._stacks: dict[Kind, DirectDataset] = {}
+        if not self._segments:
+            self._stacks = {kind: DirectDataset(self._file, place) for kind, place in _STACKS}
         self._length = 0  # frames that are known of
-        self._frames = _Block(self._file[layout.FRAMES], layout.FRAME_COLUMNS, "row_crc32")
-        self._results = _Block(self._file[layout.FRAMES], layout.RESULT_COLUMNS, "result_crc32")
-        self._objects: list[np.ndarray] = []
-        self._events: list[np.ndarray] = []
+        self._frames = _Block(self._file, layout.FRAME_COLUMNS, "row_crc32")
+        self._results = _Block(self._file, layout.RESULT_COLUMNS, "result_crc32")
+        self._objects = Column(self._file, layout.OBJECTS)
+        self._events = Column(self._file, layout.EVENTS)
         self._backgrounds: deque[Background] = deque()
-        self._rows: deque[TableRow] = deque()  # of an experiment
+        self._stored_backgrounds = 0
+        self._preparation = {
+            name: Column(self._file, f"{layout.PREPARATION}/{name}") for name in ("first_frame", "source")
+        }
+        self._background_images = DirectDataset(self._file, f"{layout.PREPARATION}/background")
+        self._experiment: dict[str, Column] = {}
+        if provenance.experiment is not None:
+            # What was decided is written after what it was told.
+            names = (*reversed(layout.EXPERIMENT_TABLES), *(f"steps/{name}" for name in layout.STEP_COLUMNS))
+            self._experiment = {name: Column(self._file, f"{layout.EXPERIMENT}/{name}") for name in names}
         self._next_flush = time.monotonic() + flush_s
         self._most_waiting = 2 * threads + 2
         self._waiting: deque[tuple[Frame | Result | tuple[int, Skipped], Future[Chunk]]] = deque()
@@ -198,8 +212,8 @@ class RunWriter:
 
     def add_frame(self, frame: Frame) -> None:
         """Take a raw frame for its index. Indices rise; a gap stays visible as `written` 0."""
-        if self._reserve is None or self._free() < _MARGIN_BYTES + 2 * frame.image.nbytes:
-            self._give_back()
+        if self._full or self._free() < self._piece_bytes:
+            self._full = True
             raise self._disk_full(frame.index)
         self._take(frame, frame.image.astype(self._dtype, copy=False))
 
@@ -219,11 +233,17 @@ class RunWriter:
     def add_event(self, event: Event) -> None:
         """Note an event; its message is cut to 1000 bytes."""
         row = (event.time_ns, event.frame, event.kind.encode()[:32], event.message.encode()[:1000])
-        self._events.append(np.array([row], layout.EVENT_DTYPE))
+        self._events.add(np.array([row], layout.EVENT_DTYPE))
 
     def add_row(self, row: TableRow) -> None:
         """Take a row of an experiment's tables; it is written by `flush`. Texts are cut to their column."""
-        self._rows.append(row)
+        if row.table == "steps":
+            for name in layout.STEP_COLUMNS:
+                column = self._experiment[f"steps/{name}"]
+                column.add(np.array([_value(row.values[name])], column.dtype))
+        else:
+            values = tuple(_value(row.values[name]) for name in layout.EXPERIMENT_TABLES[row.table].names or ())
+            self._experiment[row.table].add(np.array([values], layout.EXPERIMENT_TABLES[row.table]))
 
     def flush_if_due(self) -> None:
         """Bring everything to the disk when `flush_s` has passed since the last time."""
@@ -244,8 +264,6 @@ class RunWriter:
             except DiskFullError as error:
                 full = full or error
         self._next_flush = time.monotonic() + self._flush_s
-        if self._free() < _MARGIN_BYTES:
-            self._give_back()  # before HDF5 meets the full disk: what fails in its caches is lost, even at a second try
         self._ask_disk("be flushed", self._flush)
         if self._sync is None or self._sync.done():
             if self._sync and (failed := self._sync.exception()):
@@ -263,10 +281,7 @@ class RunWriter:
             try:
                 with suppress(DiskFullError):
                     self.flush()
-                self._give_back()
-                self._file[layout.SUMMARY][()] = json.dumps(summary).encode()[: layout.SUMMARY_LENGTH]
-                self._file["entry/end_time"][()] = iso(time.time_ns()).encode()
-                self._file["entry/exit_status"][()] = exit_status
+                self._ask_disk("be finished", lambda: self._conclude(summary, exit_status))
             finally:
                 self._release()
             if self._segments:
@@ -277,10 +292,15 @@ class RunWriter:
         except (OSError, RuntimeError) as error:
             raise RunFileError(f"run file '{self.partial}' cannot be finished: {error}") from error
 
+    def _conclude(self, summary: dict[str, Any], exit_status: int) -> None:
+        self._file[layout.SUMMARY][()] = json.dumps(summary).encode()[: layout.SUMMARY_LENGTH]
+        self._file["entry/end_time"][()] = iso(time.time_ns()).encode()
+        self._file["entry/exit_status"][()] = exit_status
+        self._file.flush()
+
     def _end_stacks(self, segments: Segments) -> None:
-        stacks: tuple[tuple[Kind, str], ...] = (("raw", layout.RAW), ("mask", layout.MASK))
         with h5py.File(self.partial, "r+", libver=("v110", "v110")) as file:
-            for kind, place in stacks:
+            for kind, place in _STACKS:
                 places = (place, f"entry/data/{kind}")
                 end_virtual_stack(file, places, segments.folder.name, segments.frames, kind, self._length)
 
@@ -307,7 +327,7 @@ class RunWriter:
                 self._results.add(item[0], skipped=item[1])
 
     def _write_frame(self, frame: Frame, chunk: Chunk) -> None:
-        if self._reserve is None:
+        if self._full:
             raise self._disk_full(frame.index)
         begun = time.perf_counter_ns()
         self._ask_disk(f"take frame {frame.index}", lambda: self._put("raw", frame.index, chunk))
@@ -335,7 +355,7 @@ class RunWriter:
             self.changed_frame = index if checks[0] != checks[1] else -1
         self._ask_disk(f"take the mask of frame {index}", lambda: self._put("mask", index, chunk))
         values, rows = result_row(result, chunk.crc32)
-        self._objects.append(rows)
+        self._objects.add(rows)
         self._results.add(index, **values)
 
     def _put(self, kind: Kind, index: int, chunk: Chunk) -> None:
@@ -343,61 +363,41 @@ class RunWriter:
         if self._segments:
             self._segments.put(kind, index, chunk)
             return
-        if self._extent[kind] <= index:
-            self._stacks[kind].id.set_extent((index + 1, *self._shape))
-            self._extent[kind] = index + 1
-        put(self._stacks[kind], index, chunk)
+        self._stacks[kind].put(index, chunk.data, index + 1)
 
     def _flush(self) -> None:
+        """Safe to call again where it failed."""
         if self._segments:
             self._segments.flush()
         self._frames.write()
         self._results.write()
-        append(self._file[layout.OBJECTS], self._objects)
-        append(self._file[layout.EVENTS], self._events)
-        stored = self._file[layout.PREPARATION]
+        self._objects.write()
+        self._events.write()
         while self._backgrounds:
-            background, number = self._backgrounds[0], len(stored["source"])
-            for name, value in (
-                ("background", background.image),
-                ("first_frame", background.first_frame),
-                ("source", background.source.encode()[:200]),  # the last: the background counts from here on
-            ):
-                stored[name].resize(number + 1, axis=0)
-                stored[name][number] = value
+            background, number = self._backgrounds[0], self._stored_backgrounds
+            self._background_images.put(number, pack(background.image).data, number + 1)
+            self._preparation["first_frame"].add(np.array([background.first_frame]))
+            self._preparation["source"].add(np.array([background.source.encode()[:200]]))
+            self._stored_backgrounds += 1
             self._backgrounds.popleft()
-        if self._rows:
-            self._write_rows(list(self._rows))
-            self._rows.clear()
+        for column in (*self._preparation.values(), *self._experiment.values()):
+            column.write()
         self._file.flush()
 
-    def _write_rows(self, rows: list[TableRow]) -> None:
-        """The experiment's tables; what was decided after what it was told."""
-        group = self._file[layout.EXPERIMENT]
-        for name, kind in reversed(layout.EXPERIMENT_TABLES.items()):
-            block = np.empty(sum(row.table == name for row in rows), kind)
-            for place, row in enumerate(one for one in rows if one.table == name):
-                for column in kind.names or ():
-                    block[column][place] = _value(row.values[column])
-            append(group[name], [block])
-        steps = [row.values for row in rows if row.table == "steps"]
-        for column in layout.STEP_COLUMNS:
-            values = np.array([_value(step[column]) for step in steps], group["steps"][column].dtype)
-            append(group["steps"][column], [values])
-
     def _ask_disk(self, what: str, operation: Callable[[], None]) -> None:
-        """Let HDF5 write. Where the disk is full, it is asked again with what was held back."""
+        """Let HDF5 write. Where the disk is full, it is asked again with a piece more of what was held back.
+
+        A piece at a time, because another program that fills the disk may be quicker.
+        """
         self._busy_since = time.monotonic()
         try:
-            try:
-                operation()
-            except (OSError, RuntimeError):
-                if self._reserve is None:
-                    raise
-                self._give_back()
-                operation()
-        except (OSError, RuntimeError) as error:
-            raise RunFileError(f"run file '{self.partial}' cannot {what}: {error}") from error
+            while True:
+                try:
+                    return operation()
+                except (OSError, RuntimeError) as error:
+                    self._full = True
+                    if not self._give_back():
+                        raise RunFileError(f"run file '{self.partial}' cannot {what}: {error}") from error
         finally:
             self._busy_since = 0.0
 
@@ -416,11 +416,17 @@ class RunWriter:
             f"run file: frame {index} and those after it are not recorded"
         )
 
-    def _give_back(self) -> None:
-        """Let go of what was held back: no frame is taken from here on."""
-        if self._reserve is not None:
+    def _give_back(self) -> bool:
+        """Let go of a piece of what was held back; False: there is none."""
+        if self._reserve is None:
+            return False
+        left = self._reserve.seek(0, os.SEEK_END) - self._piece_bytes
+        if left > 0:
+            self._reserve.truncate(left)
+        else:
             self._reserve.close()
             self._reserve = None
+        return True
 
     def _release(self) -> None:
         """Close everything that is open, whatever was written."""
@@ -432,7 +438,8 @@ class RunWriter:
             self._file.close()
         finally:
             self._pool.shutdown()
-            self._give_back()
+            if self._reserve:
+                self._reserve.close()
             os.close(self._handle)
 
     def _new_stack(self, parent: h5py.Group, name: str, dtype: np.dtype[Any], fill: int, kind: Kind) -> h5py.Dataset:
@@ -580,15 +587,15 @@ class _Block:
     columns' fill values.
 
     Args:
-        group: that holds the columns.
+        file: that is being written.
         columns: as in `layout`.
         check: the column that vouches for the others.
     """
 
-    def __init__(self, group: h5py.Group, columns: dict[str, tuple[Any, float, str, str]], check: str) -> None:
-        self._columns = {name: group[name] for name in columns}
+    def __init__(self, file: h5py.File, columns: dict[str, tuple[Any, float, str, str]], check: str) -> None:
+        self._columns = {name: Column(file, f"{layout.FRAMES}/{name}") for name in columns}
         self._check = check
-        self._written = 0
+        self._length = 0
         self._indices: list[int] = []
         self._values: dict[str, list[float]] = {name: [] for name in columns if name != check}
         self._fill = {name: fill for name, (_, fill, _, _) in columns.items()}
@@ -601,9 +608,13 @@ class _Block:
 
     def write(self) -> None:
         """Safe to call again where it failed."""
-        if not self._indices:
-            return
-        first, end = self._written, self._indices[-1] + 1
+        if self._indices:
+            self._pack()
+        for column in self._columns.values():
+            column.write()
+
+    def _pack(self) -> None:
+        first, end = self._length, self._indices[-1] + 1
         places = np.array(self._indices) - first
         rows = np.empty(len(places), self._row)
         for name, collected in self._values.items():
@@ -612,12 +623,11 @@ class _Block:
         for name, column in self._columns.items():
             block = np.full(end - first, self._fill[name], column.dtype)
             block[places] = checks if name == self._check else rows[name]
-            column.resize(end, axis=0)
-            column[first:end] = block
+            column.add(block)
         for collected in self._values.values():
             collected.clear()
         self._indices.clear()
-        self._written = end
+        self._length = end
 
 
 def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.ndarray]:

@@ -62,6 +62,7 @@ def test_a_killed_service_loses_less_than_a_second(tmp_path: Path, recording: Pa
         assert rescue.whole, rescue.sentence()
         with open_run(rescue.path) as run:
             table = run.table
+            assert run.summary is not None
             frames = run.summary["frames"]
             for index in range(run.n_frames):
                 assert run.problem(index) == ""
