@@ -2,7 +2,7 @@
 
 camera thread     reads the camera, numbers and stamps the frames, hands each to the recorder and to analysis
 analysis thread   prepare -> segment -> measure -> publish, and the heartbeat
-recorder thread   writes raw frames, results and events to the run file
+recorder thread   writes raw frames, results and events to the run file; without room on the disk, events only
 """
 
 import logging
@@ -160,6 +160,7 @@ class Pipeline:
         field_at: Callable[[int], tuple[float, int]] | None = None,
         stall_s: float = 5.0,
         preparation: Preparation | None = None,
+        stop_when_full: bool = False,
     ) -> None:
         self._camera = camera
         self._segmenter = segmenter
@@ -176,6 +177,7 @@ class Pipeline:
         self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
         self._alarms: deque[Event] = deque(maxlen=1000)  # on their way to the file, past a queue that may be full
         self._stall_s = stall_s
+        self._stop_when_full = stop_when_full
         self._stalled_s = 0.0  # that the disk has not answered so far, once that is an alarm
         self._queue_alarm = 0.0  # fill that the last alarm was about
         self._newest_crc32: int | None = None  # of the image that was analysed last
@@ -471,8 +473,9 @@ class Pipeline:
     # --- recorder thread ---
 
     def _record(self) -> None:
-        writer, taken = self._writer, 0
-        broken = full = changed = False
+        writer, taken, newest = self._writer, 0, -1
+        full_from = math.inf  # index of the first frame that the disk has no room for
+        broken = changed = False
         while True:
             try:
                 item = self._to_recorder.get(0.5)
@@ -485,17 +488,17 @@ class Pipeline:
                 while self._alarms and not broken:
                     writer.add_event(self._alarms.popleft())
                 if not broken:
-                    if not (full and isinstance(item, Frame)):
+                    if _index(item) < full_from:
                         self._write(item)
+                        newest = max(newest, _index(item) if isinstance(item, Frame) else -1)
                     writer.flush() if over else writer.flush_if_due()
             except DiskFullError as error:
-                if not full:
-                    full = True
+                if full_from == math.inf:
+                    full_from = newest + 1
                     self._faults.append(str(error))
-                    event = Event(time.time_ns(), "fault", str(error))
-                    self._events.append(event)
-                    writer.add_event(event)
-                    self.stop()
+                    self._alarm("fault", str(error))
+                    if self._stop_when_full:
+                        self.stop()
             except Exception as error:
                 # Go on taking items, so that nobody waits for this thread, and count what is lost.
                 broken = True
@@ -503,6 +506,8 @@ class Pipeline:
                 log.exception("recording broke off")
                 self.stop()
             self.counters.written = writer.frames_written
+            if full_from < math.inf:
+                self.counters.not_written["disk"] = taken - writer.frames_written
             if writer.changed_frame >= 0 and not changed:
                 changed = True
                 message = f"the camera changed the image of frame {writer.changed_frame} after it handed it over"
@@ -553,6 +558,16 @@ class Pipeline:
                 self._to_recorder.close()
             else:
                 self.event("fault", message)
+
+
+def _index(item: object) -> int:
+    """Of the frame that an item for the recorder belongs to; -1: to none."""
+    match item:
+        case Frame() | _SkippedFrame():
+            return item.index
+        case Result():
+            return item.frame.index
+    return -1
 
 
 def _count(causes: dict[str, int], cause: str) -> None:

@@ -208,6 +208,7 @@ class Service:
                 self.field.reading_nearest if self.field else None,
                 record.stall_s,
                 preparation,
+                stop_when_full=self.experiment is not None,
             )
             started = time.monotonic()
             faults: list[str] = []

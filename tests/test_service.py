@@ -358,15 +358,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
-def test_a_disk_that_runs_full_ends_the_run_with_a_whole_file(small_disk: Path) -> None:
+def test_a_disk_that_runs_full_leaves_a_whole_file_and_the_analysis_goes_on(small_disk: Path) -> None:
     overrides = [f"record.folder={small_disk}", "record.name=run", "stream.address=tcp://127.0.0.1:0"]
-    overrides += ["camera.rate_hz=max", "camera.loop=true"]
+    overrides += ["camera.rate_hz=max", "camera.loop=true", "camera.limit=150"]
     done = command("demo", "--json", *[part for override in overrides for part in ("--set", override)])
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "is full but for the 59 MB that finish the run file" in done.stderr
     frames = json.loads(done.stdout.splitlines()[-1])["frames"]
-    assert frames["received"] == frames["written"] + frames["not_written"]["disk"]
+    assert frames["received"] == frames["written"] + frames["not_written"]["disk"] == 150
     with sky.open_run(small_disk / "run.h5") as run:
         assert run.exit_status == 1
         assert run.table["written"].sum() == frames["written"] > 10
