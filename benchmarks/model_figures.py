@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--fold", type=int, action="append")
     parser.add_argument("--models", nargs="+", default=["compact", "accurate"])
-    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"))
+    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino", "openvino-int8"))
     parser.add_argument("--leave-out", nargs="*", default=[], help="images left out of the shrunk and enlarged rows")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--crops", nargs="*", default=["000007:0:0"], help="NAME:ROW:COLUMN of what is shown")

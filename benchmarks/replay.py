@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate-hz", type=float, default=25.0)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"))
+    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino", "openvino-int8"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = validate(

@@ -1,4 +1,5 @@
-"""What this machine can do: latencies of whole runs, stage by stage, engine by engine, size by size.
+"""What this machine can do: latencies of whole runs, stage by stage, engine by engine, size by size; the highest rate
+that it keeps up with; and what others need for the same frames.
 
 Each measurement is a real run of the service, from a replayed recording to a subscriber in another process, with the
 run file written. Frames of other sizes are cut and mirrored from the recording's.
@@ -13,10 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,15 +26,30 @@ import tifffile
 from rich.console import Console
 from rich.progress import track
 
-from realtime_skyseg.config import CameraSettings, validate
+from realtime_skyseg.config import CameraSettings, EngineChoice, validate
 from realtime_skyseg.devices import CameraEnded
 from realtime_skyseg.errors import SettingsError, StreamError
+from realtime_skyseg.peers import MARK
 from realtime_skyseg.pipeline import Pipeline
+from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.service import Service
+from realtime_skyseg.storage import open_run
 from realtime_skyseg.streaming import ImageMessage, SeriesEndMessage, Subscriber
 
 #: Different frames in a recording that is replayed round and round.
 _FRAMES = 16
+
+#: Edges of the histograms of latency, ms: bins of 5 %.
+_EDGES_MS = np.geomspace(0.5, 5000, 190)
+
+#: The search for the highest rate ends where it is known to this.
+_RATE_STEP = 0.03
+
+#: How TensorFlow comes to `--against`. It wants an older h5py than our constraints have.
+TENSORFLOW = (
+    "python -m venv tf && tf/bin/pip install tensorflow-cpu, then --tensorflow tf/bin/python "
+    "(Windows: tf\\Scripts\\pip, tf\\Scripts\\python.exe)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +57,12 @@ class Case:
     """One measurement."""
 
     model: str = "compact"
-    engine: str = "auto"
+    engine: EngineChoice = "auto"
     shape: tuple[int, int] | None = None  # height, width; None: as the recording
     rate_hz: float | None = 25.0  # None: as fast as it goes
     seconds: float = 10.0
     source: str = "bundled"  # what camera driver `replay` takes as its path
+    subscribers: int = 1  # all in one other process
 
 
 def bench(cases: Sequence[Case], progress: bool = True) -> dict[str, Any]:
@@ -67,7 +85,7 @@ def bench(cases: Sequence[Case], progress: bool = True) -> dict[str, Any]:
 
 def cases_of(
     models: Sequence[str],
-    engines: Sequence[str],
+    engines: Sequence[EngineChoice],
     sizes: Sequence[str],
     rates: Sequence[float | None],
     seconds: float,
@@ -83,29 +101,237 @@ def cases_of(
 
 def machine() -> dict[str, Any]:
     """What the figures hold for."""
+    from realtime_skyseg.segmentation.openvino_engine import capabilities
+
+    packages = {}
+    for name in ("realtime_skyseg", "numpy", "opencv-python", "torch", "openvino", "tensorrt", "h5py", "pyzmq"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
         "processor": _processor(),
+        "arithmetic": capabilities(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
-        "packages": {
-            name: version(name) for name in ("realtime_skyseg", "numpy", "torch", "openvino", "h5py", "pyzmq")
-        },
+        "memory_GB": _memory_GB(),
+        "packages": packages,
         "busy": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
-def listen(address: str) -> None:
-    """The subscriber's process: prints the latencies of what it got as JSON."""
+def saturation(case: Case, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The highest rate of the camera at which every frame is analysed (policy `latest`) and written, to 3 %.
+
+    Begins where the machine is when nothing waits (policy `every`), and halves the interval from there: each try is a
+    run of `case.seconds`, at least 150 frames. A shared machine may miss a frame at any rate, so that a rate is given
+    up only after two runs.
+
+    Returns:
+        `rate_hz`, `run` (as in `bench`, at that rate) and `tries` (rate and frames not analysed).
+    """
+    tries: list[dict[str, float]] = []
+
+    def held(rate_hz: float) -> dict[str, Any] | None:
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder:
+                run = _measure(replace(case, rate_hz=rate_hz, seconds=max(case.seconds, 150 / rate_hz)), Path(folder))
+            frames = run["frames"]
+            missed = frames["received"] - min(frames["analysed"], frames["written"])
+            late = run["rate_hz"] < rate_hz * (1 - _RATE_STEP)  # the camera itself did not keep its rate
+            tries.append({"rate_hz": round(rate_hz, 2), "missed": missed, "came_hz": run["rate_hz"]})
+            progress(f"{rate_hz:.1f} Hz: {missed} of {frames['received']} frames missed, {run['rate_hz']:.1f} Hz came")
+            if not missed and not late:
+                return run
+        return None
+
+    with tempfile.TemporaryDirectory() as folder:
+        high = 1.2 * _measure(replace(case, rate_hz=None), Path(folder))["rate_hz"]
+    low, best = 0.0, None
+    rate_hz = high / 1.3
+    while high - low > _RATE_STEP * high:
+        if run := held(rate_hz):
+            low, best = rate_hz, run
+        else:
+            high = rate_hz
+        rate_hz = (low + high) / 2 if low else high / 1.3
+        if high < 0.5 or len(tries) >= 16:
+            break
+    return {"rate_hz": round(low, 2), "run": best, "tries": tries}
+
+
+def against(
+    case: Case,
+    rounds: int = 5,
+    tensorflow_python: str = sys.executable,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Ours beside the peers of `realtime_skyseg.peers`, in turn: in each round ours is timed right before each peer.
+
+    Args:
+        case: model, engine and frame size; rate and seconds are not used.
+        rounds: their median counts.
+        tensorflow_python: the Python that has TensorFlow.
+        progress: gets a line per round.
+
+    Returns:
+        `ours`: {stage: median ms}; `peers`: {name: `ms` and `ratio` (medians over the rounds), `ratios` (of each
+        round)}; `missing`: {kind: why}; `versions`; `machine`. A ratio is the peer's time over ours for the same:
+        `segment`, but for the naive loop, which does all that the service does with a frame, the whole time per frame
+        of a run of the service as fast as it goes.
+
+    Raises:
+        StreamError: a peer's process failed.
+    """
+    height, width = case.shape or _shape_of(case.source)
+    segmenter = Segmenter.load(case.model, case.engine)
+    with tempfile.TemporaryDirectory() as folder:
+        sized = str(_resized(case.source, (height, width), Path(folder) / "frames.tif")) if case.shape else case.source
+        frames = _frames(sized)
+    engine = segmenter.open((height, width))
+    ours: dict[str, list[float]] = {"prepare": [], "segment": [], "measure": [], "whole": [], "service": []}
+
+    def segment_ms(calls: int = 20) -> float:
+        stages: dict[str, list[float]] = {name: [] for name in ("prepare", "segment", "measure", "whole")}
+        for call in range(calls):
+            begun = time.perf_counter()
+            segmenter.prepare(frames[call % len(frames)])
+            prepared = time.perf_counter()
+            mask = segmenter.segment()
+            segmented = time.perf_counter()
+            segmenter.measure(mask)
+            over = time.perf_counter()
+            for name, took in zip(
+                stages, (prepared - begun, segmented - prepared, over - segmented, over - begun), strict=True
+            ):
+                stages[name].append(took * 1e3)
+        for name, values in stages.items():
+            ours[name].append(median(values))
+        return ours["segment"][-1]
+
+    def service_ms() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            ours["service"].append(1e3 / _measure(replace(case, rate_hz=None, seconds=2.0), Path(folder))["rate_hz"])
+        return ours["service"][-1]
+
+    times: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
+    missing: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    pythons = {"torch": sys.executable, "naive": sys.executable, "tensorflow": tensorflow_python}
+    peers = []
+    try:
+        for kind, python in pythons.items():
+            progress(f"starting {kind}")
+            peer = _Peer(kind, python, height, width)
+            peers.append(peer)
+            if peer.missing:
+                missing[kind] = peer.missing + (f"; install it: {TENSORFLOW}" if kind == "tensorflow" else "")
+            versions |= peer.versions
+        for number in range(rounds):
+            for peer in peers:
+                for name in peer.names:
+                    mine = service_ms() if peer.kind == "naive" else segment_ms()
+                    once = median(peer.time(name, 5 if peer.kind != "tensorflow" else 1 + 2 * ("small" in name)))
+                    times.setdefault(name, []).append(once)
+                    ratios.setdefault(name, []).append(once / mine)
+            so_far = ", ".join(f"{name} {values[-1]:.1f}x" for name, values in ratios.items())
+            progress(f"round {number + 1} of {rounds}: segment {ours['segment'][-1]:.2f} ms; {so_far}")
+    finally:
+        for peer in peers:
+            peer.close()
+    return {
+        "case": {"height": height, "width": width, "model": case.model, "rounds": rounds},
+        "engine": engine.name,
+        "precision": engine.precision,
+        "ours": {name: round(median(values), 3) for name, values in ours.items() if values},
+        "peers": {
+            name: {
+                "ms": round(median(times[name]), 2),
+                "ratio": round(median(ratios[name]), 2),
+                "ratios": [round(value, 2) for value in ratios[name]],
+            }
+            for name in times
+        },
+        "missing": missing,
+        "versions": versions,
+        "machine": machine(),
+    }
+
+
+class _Peer:
+    """The process of one kind of peers."""
+
+    def __init__(self, kind: str, python: str, height: int, width: int) -> None:
+        self.kind = kind
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        script = Path(__file__).with_name("peers.py")
+        try:
+            self._process = subprocess.Popen(
+                [python, "-P", str(script), kind, str(height), str(width)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._errors.close()
+            raise SettingsError(
+                f"--tensorflow '{python}': {error.strerror}; allowed: a Python with TensorFlow"
+            ) from None
+        try:
+            hello = self._answer()
+        except StreamError:
+            self.close()
+            raise
+        self.missing: str = hello.get("missing", "")
+        self.names: list[str] = hello.get("names", [])
+        self.versions: dict[str, str] = hello.get("versions", {})
+
+    def time(self, name: str, calls: int) -> list[float]:
+        """Milliseconds of each call."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{name} {calls}\n")
+        self._process.stdin.flush()
+        took_ms: list[float] = self._answer()
+        return took_ms
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # ends its input
+        self._errors.close()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        self._errors.seek(0)
+        last = self._errors.read().strip().splitlines()[-1:]
+        raise StreamError(f"the process of the {self.kind} peers failed: {last}")
+
+
+def listen(address: str, n: int = 1) -> None:
+    """The process of n subscribers, a thread each: prints the latencies of what they got as JSON."""
     latencies_ms: list[float] = []
-    with Subscriber(address) as stream:
-        for message in stream.every(60):
-            if isinstance(message, ImageMessage):
-                latencies_ms.append((time.time_ns() - message.received_ns) / 1e6)
-            if isinstance(message, SeriesEndMessage):
-                break
-        lost = stream.lost
-    print(json.dumps({"received": len(latencies_ms), "lost": lost, **_percentiles(latencies_ms)}))  # noqa: T201
+    lost = 0
+
+    def subscribe() -> None:
+        nonlocal lost
+        with Subscriber(address) as stream:
+            for message in stream.every(60):
+                if isinstance(message, ImageMessage):
+                    latencies_ms.append((time.time_ns() - message.received_ns) / 1e6)
+                if isinstance(message, SeriesEndMessage):
+                    break
+            lost += stream.lost
+
+    threads = [threading.Thread(target=subscribe) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    figures = {"received": len(latencies_ms), "lost": lost, **_percentiles(latencies_ms)}
+    print(json.dumps({**figures, "histogram": _histogram(latencies_ms)}))  # noqa: T201
 
 
 def _measure(case: Case, folder: Path) -> dict[str, Any]:
@@ -125,7 +351,11 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
                 "engine": case.engine,
                 "policy": "every" if case.rate_hz is None else "latest",
             },
-            "stream": {"address": "tcp://127.0.0.1:0", "wait_for_subscribers": 1, "queue_messages": 10_000},
+            "stream": {
+                "address": "tcp://127.0.0.1:0",
+                "wait_for_subscribers": case.subscribers,
+                "queue_messages": 10_000,
+            },
             "control": {"enabled": False},
             "record": {"folder": str(folder), "name": "run"},
         }
@@ -133,7 +363,9 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
     service = Service(config)
     heard: dict[str, Any] = {}
     over = threading.Event()
-    client = threading.Thread(target=_listen_to, args=(service, heard, over), name="skyseg-bench-client")
+    client = threading.Thread(
+        target=_listen_to, args=(service, case.subscribers, heard, over), name="skyseg-bench-client"
+    )
     client.start()
 
     def end_in_time(pipeline: Pipeline) -> None:
@@ -148,19 +380,30 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
     if "error" in heard:
         raise StreamError(heard["error"])
     height, width = case.shape or _shape_of(case.source)
+    with open_run(summary.run_file) as run:
+        table = run.table
+        published = table["published_ns"] > 0
+        total_ms = (table["published_ns"][published] - table["received_ns"][published]) / 1e6
+    histograms = {
+        "edges": [round(edge, 3) for edge in _EDGES_MS],
+        "total": _histogram(total_ms),
+        "subscriber": heard.pop("histogram"),
+    }
     return {
         **{key: value for key, value in summary.as_dict().items() if key not in ("run_file", "run_files")},
         "case": {"height": height, "width": width, "rate_hz": case.rate_hz, "seconds": case.seconds},
         "stream": heard,
+        "histograms_ms": histograms,
     }
 
 
-def _listen_to(service: Service, heard: dict[str, Any], over: threading.Event) -> None:
+def _listen_to(service: Service, subscribers: int, heard: dict[str, Any], over: threading.Event) -> None:
     while not service.address:
         if over.wait(0.02):
             return
-    command = "import sys; from realtime_skyseg.bench import listen; listen(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", command, service.address], capture_output=True, text=True, check=False)
+    code = "import sys; from realtime_skyseg.bench import listen; listen(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, service.address, str(subscribers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         heard["error"] = f"the subscriber's process failed: {done.stderr.strip().splitlines()[-1:]}"
         service.stop()
@@ -217,6 +460,31 @@ def _percentiles(values_ms: Sequence[float]) -> dict[str, float | None]:
     return {name: round(float(np.percentile(values_ms, share)), 3) for name, share in shares.items()}
 
 
+def _histogram(values_ms: Sequence[float] | np.ndarray) -> list[int]:
+    """Counts in the bins of `_EDGES_MS`; what lies outside counts in the outermost bins."""
+    inside = np.clip(values_ms, _EDGES_MS[0], _EDGES_MS[-1])
+    return [int(count) for count in np.histogram(inside, _EDGES_MS)[0]]
+
+
+def _instructions() -> list[str]:
+    """What of this processor's instructions matters to networks, where the system tells."""
+    listed = Path("/proc/cpuinfo")
+    words = set(listed.read_text().split()) if listed.is_file() else set()
+    return sorted(word for word in words if word.startswith(("avx", "amx", "fma", "asimd", "bf16", "i8mm")))
+
+
+def _memory_GB() -> float | None:
+    if hasattr(os, "sysconf"):
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    if sys.platform == "win32":
+        import ctypes
+
+        size = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(size))
+        return round(size.value * 1024 / 1e9, 1)
+    return None
+
+
 def _processor() -> str:
     with_name = Path("/proc/cpuinfo")
     if with_name.is_file():
@@ -240,3 +508,61 @@ def report(figures: dict[str, Any], line: Callable[[str], None]) -> None:
             f"total p50 {total['p50']} p99 {total['p99']} max {total['max']} ms ({stages}); "
             f"to a subscriber p50 {stream['p50']} ms"
         )
+
+
+def report_against(figures: dict[str, Any], line: Callable[[str], None]) -> None:
+    """Print the peers beside ours, one line each."""
+    ours, case = figures["ours"], figures["case"]
+    line(
+        f"{case['model']} {figures['engine']} ({figures['precision']}) {case['height']}x{case['width']}, medians of "
+        f"{case['rounds']} rounds: prepare {ours['prepare']}, segment {ours['segment']}, measure {ours['measure']} ms"
+        + (f"; service {ours['service']} ms per frame" if "service" in ours else "")
+    )
+    for name, peer in figures["peers"].items():
+        than = "service" if name == "naive loop" else "segment"
+        spread = f"{min(peer['ratios']):.1f} to {max(peer['ratios']):.1f}"
+        line(f"{name}: {peer['ms']} ms, {peer['ratio']:.1f} times our {than} ({spread})")
+    for kind, why in figures["missing"].items():
+        line(f"{kind}: missing: {why}")
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Write a picture of the latencies of all runs: a histogram each, to published and to the subscriber.
+
+    Raises:
+        SettingsError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    runs = figures["runs"]
+    figure = Figure(figsize=(9, 0.7 + 2.6 * len(runs)), layout="constrained")
+    for axis, run in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
+        histograms, total, case = run["histograms_ms"], run["latency_ms"]["total"], run["case"]
+        for name, text, colour in (
+            ("total", "camera to published", "tab:blue"),
+            ("subscriber", "camera to subscriber in another process", "tab:orange"),
+        ):
+            axis.stairs(
+                histograms[name], histograms["edges"], label=text, color=colour, fill=name == "total", alpha=0.8
+            )
+        for share in ("p50", "p99"):
+            axis.axvline(
+                total[share],
+                color="black",
+                linestyle="--" if share == "p50" else ":",
+                linewidth=1,
+                label=f"{share} {total[share]:.1f} ms",
+            )
+        rate = "as fast as it goes" if case["rate_hz"] is None else f"at {case['rate_hz']:g} Hz"
+        which = f"{run['model']} {run['engine']} ({run['precision']}), {case['height']}x{case['width']} {rate}"
+        axis.set_title(f"{which}, worst {total['max']:.1f} ms")
+        filled = np.flatnonzero(np.add(histograms["total"], histograms["subscriber"]))
+        axis.set(xscale="log", xlim=(histograms["edges"][filled[0]] / 1.1, histograms["edges"][filled[-1] + 1] * 1.1))
+        axis.set(xlabel="latency (ms)", ylabel="frames")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.legend(fontsize=8)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"picture '{path}' cannot be written: {error}") from error

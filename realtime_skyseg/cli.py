@@ -12,9 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from realtime_skyseg.errors import SettingsError, SkysegError
+from realtime_skyseg.errors import RunFileError, SettingsError, SkysegError
 
-_ENGINES = ("auto", "tensorrt", "torch", "openvino")
+_ENGINES = ("auto", "tensorrt", "torch", "openvino", "openvino-int8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,7 +171,14 @@ def _parser() -> argparse.ArgumentParser:
                          "be repeated; default: 25")  # fmt: skip
     command.add_argument("--seconds", type=float, default=10.0, help="of each run; default: %(default)s")
     command.add_argument("--source", default="bundled", help="a recording; default: %(default)s")
+    command.add_argument("--saturation", action="store_true", help="search the highest rate without a missed frame")
+    command.add_argument("--against", action="store_true", help="time the peers beside ours: the reference U-Nets in "
+                         "TensorFlow, eager torch, a naive loop")  # fmt: skip
+    command.add_argument("--rounds", type=int, default=5, help="of --against; default: %(default)s")
+    command.add_argument("--tensorflow", default=sys.executable, metavar="PYTHON", help="the Python that has it, for "
+                         "--against; default: this one")  # fmt: skip
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    command.add_argument("--plot", type=Path, metavar="PNG", help="draw histograms of the latencies")
     command.set_defaults(command=_bench)
 
     command = commands.add_parser("export", help="build a model's engine ahead of a run, or write it as an ONNX file")
@@ -180,6 +187,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--size", default="512x672", metavar="HEIGHTxWIDTH", help="of frames; default: %(default)s")
     command.add_argument("--out", type=Path, metavar="FILE", help="onnx only; default: MODEL-HEIGHTxWIDTH.onnx")
     command.set_defaults(command=_export)
+
+    command = commands.add_parser("quantise", help="give a model a graph in 8 bits, which OpenVINO runs faster")
+    command.add_argument("model", help="a shipped model or a file; the graph is written beside it")
+    command.add_argument("--images", type=Path, required=True, help="folder of images to calibrate on")
+    command.add_argument("--labels", type=Path, required=True, help="folder of label pictures of the same names")
+    command.add_argument("--table", type=Path, help="CSV with the columns image, source_id, fold")
+    command.add_argument("--fold", type=int, action="append", help="only this fold; may be repeated")
+    command.set_defaults(command=_quantise)
 
     command = commands.add_parser("import", help="turn a lab's .keras model into one of the product's")
     command.add_argument("file", type=Path, help="the .keras file")
@@ -225,15 +240,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from realtime_skyseg.config import load_config, validate
-    from realtime_skyseg.experiment import redecide
     from realtime_skyseg.storage import open_run
 
     if options.check:
-        differences = redecide(options.check)
-        for line in differences:
-            print(f"skyseg: {line}", file=sys.stderr)
-        print(f"{options.check}: {len(differences) or 'no'} differences")
-        return 1 if differences else 0
+        if not (found := _redecide(options.check)):
+            raise RunFileError(f"--check: run file '{options.check}' has no experiment")
+        status: int = found["exit_status"]
+        return status
     source = options.config or options.resume
     if source is None:
         raise SettingsError("sweep needs settings: allowed: skyseg sweep CONFIG, or skyseg sweep --resume FILE")
@@ -425,12 +438,39 @@ def _analyse(options: argparse.Namespace) -> int:
             console.print(
                 f"{path}: {summary['run_file']}  {summary.get('filled') or summary['status']}", soft_wrap=True
             )
+            if "filled" in summary:
+                summary |= _redecide(path, summary["exit_status"])
         summaries.append({"input": str(path), **summary})
         status = max(status, summary["exit_status"])
     if options.json:
         for summary in summaries:
             print(json.dumps(summary))
     return status
+
+
+def _redecide(path: Path, status: int = 0) -> dict[str, Any]:
+    """Decide the experiment of a run file again, and say in a line whether that differs; nothing where there is none.
+
+    Gives what to add to the summary: `redecided`, and `exit_status`, which is 1 at least where it differs.
+    """
+    from realtime_skyseg.experiment import redecide
+    from realtime_skyseg.storage import open_run
+
+    with open_run(path) as run:
+        if run.experiment is None:
+            return {}
+        decisions, steps = len(run.experiment["decisions"]), len(run.experiment["steps"])
+    try:
+        differences = redecide(path)
+    except SkysegError as error:
+        print(f"skyseg: {path}: it cannot be decided again: {error}", file=sys.stderr)
+        return {"redecided": None, "exit_status": max(status, error.exit_status)}
+    for line in differences:
+        print(f"skyseg: {line}", file=sys.stderr)
+    count = f"{len(differences) or 'no'} difference{'' if len(differences) == 1 else 's'}"
+    print(f"{path}: {decisions} decisions and {steps} steps were decided again, {count}")
+    return {"redecided": {"decisions": decisions, "steps": steps, "differences": differences},
+            "exit_status": max(status, 1 if differences else 0)}  # fmt: skip
 
 
 def _recover(options: argparse.Namespace) -> int:
@@ -541,7 +581,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from realtime_skyseg.bench import bench, cases_of, report
+    from realtime_skyseg.bench import against, bench, cases_of, draw, report, report_against, saturation
 
     rates = []
     for text in options.rate_hz or ["25"]:
@@ -550,8 +590,25 @@ def _bench(options: argparse.Namespace) -> int:
         except ValueError:
             raise SettingsError(f"--rate-hz '{text}': allowed: frames per second, or max") from None
     models, engines = options.model or ["compact"], options.engine or ["auto"]
-    figures = bench(cases_of(models, engines, options.size or [], rates, options.seconds, options.source))
-    report(figures, print)
+    cases = cases_of(models, engines, options.size or [], rates, options.seconds, options.source)
+    if options.against or options.saturation:
+        if len(cases) > 1 or (options.against and options.saturation):
+            raise SettingsError("--against, --saturation: allowed: one of them, with one model, engine, size and rate")
+
+        def tell(line: str) -> None:
+            print(line, file=sys.stderr)
+
+        if options.against:
+            figures = against(cases[0], options.rounds, options.tensorflow, tell)
+            report_against(figures, print)
+        else:
+            figures = saturation(cases[0], tell)
+            print(f"highest rate with no frame missed: {figures['rate_hz']} Hz")
+    else:
+        figures = bench(cases)
+        report(figures, print)
+        if options.plot:
+            draw(figures, options.plot)
     if options.json:
         _write_json(options.json, figures)
     return 0
@@ -584,6 +641,18 @@ def _export(options: argparse.Namespace) -> int:
         f"{model.name} for {height}x{width} px: {engine.name} on {engine.device} in {engine.precision}, {where}; "
         f"agrees with torch float32 on {engine.agreement:.2%} of the pixels"
     )
+    return 0
+
+
+def _quantise(options: argparse.Namespace) -> int:
+    from realtime_skyseg.segmentation import load_model
+    from realtime_skyseg.segmentation.quantise import quantise
+    from realtime_skyseg.training.labelled import read_labelled
+
+    model = load_model(options.model)
+    pairs = read_labelled(options.images, options.labels, options.table, options.fold)
+    agreement = quantise(model, [pair.image for pair in pairs])
+    print(f"{model.quantised}: agrees with torch float32 on {agreement:.2%} of the pixels; now run `skyseg evaluate`")
     return 0
 
 

@@ -28,7 +28,7 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 #: Where the control socket is, unless the settings say otherwise.
 DEFAULT_CONTROL_ADDRESS = "tcp://127.0.0.1:5556"
 
-EngineChoice = Literal["auto", "tensorrt", "torch", "openvino"]
+EngineChoice = Literal["auto", "tensorrt", "torch", "openvino", "openvino-int8"]
 
 Polarity = Literal["auto", "dark", "bright", "both"]
 
@@ -146,7 +146,8 @@ class AnalysisSettings(Section):
     model: str = "compact"
     """A shipped model (`skyseg models`) or the path of a .safetensors file."""
     engine: EngineChoice = "auto"
-    """`auto`: TensorRT on a CUDA GPU, else torch there; without a GPU OpenVINO, else torch on the CPU."""
+    """`auto`: TensorRT on a CUDA GPU, else torch there; without a GPU OpenVINO, else torch on the CPU.
+    `openvino-int8` is quicker than `openvino`, but may count drifting dirt: see docs/performance.md."""
     policy: Literal["latest", "every"] = "latest"
     """`latest`: an analysis that falls behind goes on with the newest frame; the others are skipped and counted.
     `every`: none is skipped."""

@@ -78,6 +78,11 @@ class Model:
     training: dict[str, Any]  # data, split, seed and figures, as written by training
 
     @property
+    def quantised(self) -> Path:
+        """Where its graph in 8 bits is, if it has one: an OpenVINO file, with its weights in a .bin beside it."""
+        return self.path.with_suffix(".int8.xml")
+
+    @property
     def shape(self) -> NetworkShape:
         """What the network is built from."""
         return NetworkShape(**self.network)

@@ -36,7 +36,12 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(
-        self, model: Model, shape: tuple[int, int], threads: int | None = None, cache: Path | None = None
+        self,
+        model: Model,
+        shape: tuple[int, int],
+        threads: int | None = None,
+        cache: Path | None = None,
+        int8: bool = False,
     ) -> None:
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # a cached file that is cut short would end the process
@@ -46,8 +51,9 @@ class OpenVinoEngine:
         self._widest = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
         precisions = ["bfloat16", "float32"] if self._widest == "bf16" else ["float32"]
         weights = model.sha256
-        if _quantised(core, model) is not None:
-            precisions.insert(0, "int8")
+        if int8:
+            _quantised(core, model)  # before the cache: that it is there, and belongs to the weights
+            precisions = ["int8"]
             weights += _hash(model.quantised, model.quantised.with_suffix(".bin"))
         key = "\n".join([weights, _code(), str(shape), precisions[0], openvino.get_version(), self.device])
         folder = (cache or cache_folder()) / hashlib.sha256(key.encode()).hexdigest()[:24]
@@ -104,6 +110,11 @@ class OpenVinoEngine:
         (folder / "engine.json").write_text(json.dumps(record))
 
 
+def capabilities() -> list[str]:
+    """What arithmetic OpenVINO has for this processor."""
+    return sorted(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def graph_of(model: Model, shape: tuple[int, int] | None) -> "openvino.Model":
     """The network, image (1, 1, height, width) float32 -> mask of that shape, uint8.
 
@@ -128,15 +139,14 @@ def graph_of(model: Model, shape: tuple[int, int] | None) -> "openvino.Model":
         return openvino.convert_model(program)
 
 
-def _quantised(core: "openvino.Core", model: Model) -> "openvino.Model | None":
-    """The model's graph in 8 bits, for images of any size; None where it has none that was made of these weights."""
+def _quantised(core: "openvino.Core", model: Model) -> "openvino.Model":
+    """The model's graph in 8 bits, for images of any size. Raises `ModelError` where it has none of these weights."""
     if not model.quantised.is_file():
-        return None
+        raise ModelError(f"engine 'openvino-int8': there is no '{model.quantised}'; make it by skyseg quantise")
     graph = core.read_model(model.quantised)
     made_of = graph.get_rt_info(["skyseg", "model_sha256"]).astype(str) if graph.has_rt_info(["skyseg"]) else ""
     if made_of != model.sha256:
-        log.warning("%s was made of other weights than those in %s and is not used", model.quantised, model.path)
-        return None
+        raise ModelError(f"'{model.quantised}' was made of other weights than those in '{model.path}'; make it anew")
     return graph
 
 
