@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import realtime_skyseg as sky
 from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import FieldSettings, load_config
-from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, Told
+from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen
 from realtime_skyseg.field import magnet as magnet_module
 from realtime_skyseg.field.magnet import Magnet
@@ -37,6 +38,8 @@ from simulator.kerr_camera import KerrCamera, KerrSettings
 from simulator.samples import FilmSampleSettings, class_mask
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+HELD = 300  # frames before the stray field
 
 SIZE_PX, FRAME_S, TICK_S = 512, 1 / 16, 1 / 80
 
@@ -96,33 +99,38 @@ class Course:
     status: str
     message: str
     counts: np.ndarray
+    film: np.ndarray  # what was there: counted in the magnetisation
     fields_mT: np.ndarray
     decisions: list[dict[str, Any]]
 
 
 def run(
     tree: dict[str, Any], seed: int, eyes: Callable[[np.ndarray], Segmentation], start_mT: float, frames: int,
-    delay_s: float, stray_mT: Callable[[int], float] = lambda _: 0.0,
+    delay_s: float, stray: Callable[[int, list[dict[str, Any]]], float | None] = lambda *_: 0.0,
 ) -> Course:  # fmt: skip
-    """One experiment in simulated time."""
+    """One experiment in simulated time. `stray`: the stray field in mT by frame and decisions so far; None ends it."""
     limits = FieldSettings.model_validate(
         {"driver": "manual", "limit_mT": [-6, 6], "slew_mT_per_s": 10, "tolerance_mT": 0.1, "settle_s": 0.5,
          "pulse_limit_mT": [-60, 60]}
     )  # fmt: skip
     sample = FilmSample(FilmSampleSettings(seed=seed, start="saturated", start_mT=start_mT), SIZE_PX, SIZE_PX)
     clock = Clock()
-    magnet_module.time = clock  # type: ignore[assignment]
+    magnet_module.time = clock  # type: ignore[assignment, attr-defined]
     supply = Supply(clock, start_mT)
     magnet = Magnet(limits, supply, lambda *_: None)  # type: ignore[arg-type]
     machine = Machine(ExperimentSettings.model_validate(tree), limits)
     decisions: list[dict[str, Any]] = []
     told: list[tuple[float, int, float, Segmentation, float]] = []
-    counts, fields = [], []
+    counts: list[int] = []
+    film: list[int] = []
+    in_film = eyes_of("", True, seed, sample.shape)
+    fields: list[float] = []
     start_s = clock.now_s
     reading: dict[str, Any] = magnet.tick() or {}
 
-    def tell(kind: Told, **values: Any) -> None:
-        set_mT = math.nan if reading["set_mT"] is None else reading["set_mT"]
+    def tell(kind: Told, set_mT: float | None = None, **values: Any) -> None:
+        if set_mT is None:
+            set_mT = math.nan if reading["set_mT"] is None else reading["set_mT"]
         moment = Moment(
             kind, clock.time_ns(), clock.now_s - start_s, reading["time_ns"], reading["field_mT"], set_mT,
             reading["settled"], **values,
@@ -131,6 +139,8 @@ def run(
             match order:
                 case SetField():
                     magnet.aim(order.field_mT)
+                case StandStill():
+                    tell(Told.STOOD, magnet.stand_still())
                 case GivePulse():
                     magnet.pulse(order.in_plane_mT, order.seconds)
                 case Demagnetise():
@@ -138,11 +148,11 @@ def run(
                 case Row(table="decisions"):
                     decisions.append(order.values)
 
-    while not machine.finished and len(counts) < frames:
+    while not machine.finished and len(counts) < frames and (stray_mT := stray(len(counts), decisions)) is not None:
         for _ in range(round(FRAME_S / TICK_S)):
             clock.now_s += TICK_S
             reading = magnet.tick() or reading
-            sample.advance(TICK_S, supply.field_mT + stray_mT(len(counts)), supply.in_plane_mT)
+            sample.advance(TICK_S, supply.field_mT + stray_mT, supply.in_plane_mT)
             while told and told[0][0] <= clock.now_s:
                 _, number, taken_s, found, field_mT = told.pop(0)
                 now = seen(number, taken_s, field_mT, found)
@@ -151,12 +161,14 @@ def run(
         found = eyes(sample.magnetisation())
         told.append((clock.now_s + delay_s, len(counts), clock.now_s - start_s, found, supply.field_mT))
         counts.append(found.count)
+        film.append(in_film(sample.magnetisation()).count)
         fields.append(supply.field_mT)
     ended = machine.finished
     return Course(
         ended.status if ended else "frames",
         ended.message if ended else "",
         np.array(counts),
+        np.array(film),
         np.array(fields),
         decisions,
     )
@@ -193,6 +205,35 @@ def spread(values: list[float]) -> str:
     return f"{np.median(values):g} ({min(values):g} to {max(values):g})"
 
 
+def seeds_of(options: argparse.Namespace) -> range:
+    """Seeds of the films."""
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
+def draw(course: Course, title: str, path: Path, target: float | None = None, within: float = 0.0) -> None:
+    """A picture of a run: count and field over the frames, and what the rules decided."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axis = figure.subplots()
+    field = axis.twinx()
+    field.plot(course.fields_mT, color="tab:blue", linewidth=1, label="field")
+    field.set_ylabel("field (mT)", color="tab:blue")
+    field.set_ylim(-6, 6)
+    if target is not None:
+        axis.axhspan(target - within, target + within, color="tab:green", alpha=0.2, label=f"{target:g} +- {within:g}")
+        axis.set_ylim(0, 3 * target)
+    axis.plot(course.film, color="tab:gray", linewidth=1, label="skyrmions in the film")
+    axis.plot(course.counts, color="tab:red", linewidth=1, label="skyrmions counted")
+    kinds = {"pulse": "tab:purple", "stop": "black", "freeze": "tab:green"}
+    for kind, colour in kinds.items():
+        at = [row["frame"] for row in course.decisions if kind in (row["action"], row["reason"].split(": ")[-1])]
+        for number, frame in enumerate(at):
+            axis.axvline(frame, color=colour, linestyle=":", linewidth=1, label="_" if number else kind)
+    axis.set(xlabel="frame", ylabel="skyrmions", title=title)
+    axis.legend(loc="upper right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def stop(options: argparse.Namespace) -> None:
     """Stop at nucleation: the settings of sweep_stop.yaml against a fixed sweep in steps of 0.1 mT (h = 0.01)."""
     adaptive = load_config(CONFIGS / "sweep_stop.yaml").experiment
@@ -205,9 +246,9 @@ def stop(options: argparse.Namespace) -> None:
     # The sweep as it is done without feedback: a step is judged once it is measured, and nothing is backed off.
     blind["frames"], blind["rules"][0] = 4, {**fixed["rules"][0], "back_off_mT": 0.0}
     shape = sample_shape()
-    print("sweep      seed  frames to stop  count at stop  16 frames later  field at stop (mT)")
-    outcomes: dict[str, list[tuple[int, int, int]]] = {}
-    for seed in range(options.seeds):
+    print("sweep      seed  frames to stop  count at stop  16 frames later  in the film  field at stop (mT)")
+    outcomes: dict[str, list[tuple[int, int, int, int]]] = {}
+    for seed in seeds_of(options):
         for name, settings in (("fixed 0.1", fixed), ("no feedback", blind), ("adaptive", tree)):
             course = run(
                 settings,
@@ -219,52 +260,69 @@ def stop(options: argparse.Namespace) -> None:
             )
             frames = [row["frame"] for row in course.decisions if row["action"] == "stop"]
             at = frames[0] if frames else -1
-            outcomes.setdefault(name, []).append((at + 1, int(course.counts[at]), int(course.counts[-1])))
+            outcomes.setdefault(name, []).append(
+                (at + 1, int(course.counts[at]), int(course.counts[-1]), int(course.film[-1]))
+            )
+            if options.plot:
+                draw(course, f"stop at nucleation, {name}, film {seed}", options.plot / f"stop-{name}-{seed}.png")
             print(f"{name:11s} {seed:3d} {at + 1:14d} {course.counts[at]:14d} {course.counts[-1]:15d} "
-                  f"{course.fields_mT[at]:17.3f}  {course.status}", flush=True)  # fmt: skip
+                  f"{course.film[-1]:12d} {course.fields_mT[at]:17.3f}  {course.status}", flush=True)  # fmt: skip
     for name, rows in outcomes.items():
-        columns = [spread([float(row[k]) for row in rows]) for k in range(3)]
-        print(f"{name}: frames to stop {columns[0]}, count at stop {columns[1]}, 16 frames later {columns[2]}")
+        columns = [spread([float(row[k]) for row in rows]) for k in range(4)]
+        print(f"{name}: frames to stop {columns[0]}, count at stop {columns[1]}, 16 frames later {columns[2]}, "
+              f"in the film {columns[3]}")  # fmt: skip
     shares = [a[0] / b[0] for a, b in zip(outcomes["adaptive"], outcomes["fixed 0.1"], strict=True)]
     print(f"frames of adaptive / fixed 0.1: {spread(shares)}")
 
 
 def hold(options: argparse.Namespace) -> None:
-    """Hold a count for 300 frames after reaching it, then under a stray field of 8 % for 50 frames, then 100 more."""
+    """Hold a count for 300 frames after reaching it, under a stray field of 8 % for 50 frames, and 100 frames more."""
     settings = load_config(CONFIGS / "sweep_hold.yaml").experiment
     assert settings is not None
     shape = sample_shape()
     stray_mT = 0.08 * ANNIHILATION_MT
-    print("target  seed  reached at  pulses  within before  worst  within after  worst  outcome")
+    print("target  seed  reached at  pulses | within before, worst | after, worst | in the film: before, after")
     for target in options.targets:
-        for seed in range(options.seeds):
+        for seed in seeds_of(options):
             tree = settings.model_dump(mode="json")
             tree["programme"][0]["frames"] = 100_000
             tree["rules"][0]["target"] = target
             tree["interlocks"]["max_duration_s"] = 10_000
             eyes = eyes_of("sweep_hold.yaml", options.truth, seed, shape)
-            last = options.frames - 100  # under the stray field
-            course = run(
-                tree, seed, eyes, 4.5, options.frames, options.delay_ms / 1e3,
-                lambda number, last=last: stray_mT if last - 50 <= number < last else 0.0,  # type: ignore[misc]
-            )  # fmt: skip
-            from_frame = [
-                row["frame"] for row in course.decisions if "freeze" in row["reason"] or "reached" in row["reason"]
+
+            def stray(frame: int, decisions: list[dict[str, Any]]) -> float | None:
+                since = frame - reached(decisions) - HELD
+                return None if since >= 150 else stray_mT if 0 <= since < 50 else 0.0
+
+            course = run(tree, seed, eyes, 4.5, options.frames, options.delay_ms / 1e3, stray)
+            freezes = [
+                row["frame"] for row in course.decisions if " fell to " in row["reason"] or "freeze" in row["reason"]
             ]
             pulses = sum(row["action"] == "pulse" for row in course.decisions)
             within = max(3.0, 0.1 * target)
-            off = np.abs(course.counts - target)
-            if not from_frame:
+            off, in_film = np.abs(course.counts - target), np.abs(course.film - target)
+            if options.plot:
+                title = f"hold {target}, film {seed}"
+                draw(course, title, options.plot / f"hold-{target}-{seed}.png", target, within)
+            if reached(course.decisions) >= options.frames:
                 why = course.decisions[-1]["reason"] if course.decisions else ""
                 print(f"{target:6d} {seed:5d}  never, {pulses} pulses: {why}", flush=True)
                 continue
-            begun = from_frame[0] + 5  # the field takes some frames to where it is frozen
-            before, after = off[begun : min(begun + 300, options.frames - 150)], off[-50:]
+            begun = int(reached(course.decisions))
+            begins, ends = slice(begun, begun + HELD), slice(begun + HELD + 100, None)
+            before, after = off[begins], off[ends]
             print(
-                f"{target:6d} {seed:5d} {from_frame[0]:11d} {pulses:7d} {np.mean(before <= within):10.1%} "
-                f"{before.max():10.0f} {np.mean(after <= within):11.1%} {after.max():8.0f}  {len(before)} frames; "
-                f"freezes at {from_frame}", flush=True,
+                f"{target:6d} {seed:5d} {begun:11d} {pulses:7d} {np.mean(before <= within):10.1%} "
+                f"{before.max():10.0f} {np.mean(after <= within):11.1%} {after.max(initial=0):8.0f}  "
+                f"{np.mean(in_film[begins] <= within):7.1%} {np.mean(in_film[ends] <= within):7.1%}  "
+                f"{len(before)} + {len(after)} frames; freezes at {freezes}", flush=True,
             )  # fmt: skip
+
+
+def reached(decisions: list[dict[str, Any]]) -> float:
+    """Frame from which the target is held: the first freeze, and some frames on the way to its field."""
+    rows = [row for row in decisions if "freeze" in row["reason"] or "reached" in row["reason"]]
+    return rows[0]["frame"] + 5 if rows else math.inf
 
 
 def latency(options: argparse.Namespace) -> None:
@@ -317,6 +375,8 @@ def main() -> int:
         command = commands.add_parser(name)
         command.set_defaults(work=work)
         command.add_argument("--seeds", type=int, default=5 if name == "stop" else 3)
+        command.add_argument("--first-seed", type=int, default=0, help="of the films; default: %(default)s")
+        command.add_argument("--plot", type=Path, metavar="DIR", help="draw every run of `stop` and `hold`")
         command.add_argument("--truth", action="store_true", help="count in the film itself, without camera and model")
         command.add_argument(
             "--delay-ms", type=float, default=60.0, help="from frame to decision; default: %(default)s"

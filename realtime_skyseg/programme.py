@@ -307,6 +307,16 @@ class OnEvent(_Rule):
     max_clips: Annotated[int, Field(ge=0, le=1000)] = 20
     """Later events are marked only."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_rate(cls, tree: object) -> object:
+        if isinstance(tree, dict) and "rate_hz" in tree:
+            raise ValueError(
+                f"rate_hz is {tree['rate_hz']}, but no camera driver changes its rate during a run, because another "
+                "exposure makes another image; allowed: a rate for the whole run, in the section camera"
+            )
+        return tree
+
 
 class PythonRule(_Rule):
     """A function of yours, given the latest results, that returns a field in mT, or None."""
@@ -409,6 +419,8 @@ class Limits(Protocol):
     def pulse_limit_mT(self) -> tuple[float, float] | None: ...  # noqa: D102
     @property
     def pulse_limit_s(self) -> float: ...  # noqa: D102
+    @property
+    def initial_mT(self) -> float | None: ...  # noqa: D102
 
 
 def expand(settings: ExperimentSettings) -> list[Step]:
@@ -655,9 +667,12 @@ class Estimate:
 
 
 def estimate(steps: Sequence[Step], field: Limits, rate_hz: float | None) -> Estimate:
-    """How long the steps take, and what they ask; frames take no time where `rate_hz` is None."""
+    """How long the steps take, and what they ask; frames take no time where `rate_hz` is None.
+
+    It begins where the first step comes from, else at `field.initial_mT`, else at zero.
+    """
     time_s = 0.0
-    at = steps[0].from_mT if steps[0].from_mT is not None else 0.0
+    at = next((value for value in (steps[0].from_mT, field.initial_mT) if value is not None), 0.0)
     trace, way, fastest = [(0.0, at)], 0.0, 0.0
     for step in steps:
         for value, seconds in _moves(at, step, field, rate_hz):

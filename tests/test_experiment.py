@@ -191,6 +191,10 @@ def test_another_decision_is_told(tmp_path: Path, supply: Supply) -> None:
         counts[:] = np.array(counts) + 1
     assert any("step 0: count is " in line for line in redecide(path))
     assert main(["sweep", "--check", path]) == 1
+    assert main(["analyse", path, "--out", str(tmp_path / "differs")]) == 1
+    (tmp_path / "mine.py").unlink()
+    assert main(["analyse", path, "--out", str(tmp_path / "no_rule")]) == 2
+    assert (tmp_path / "no_rule" / Path(path).name).exists()  # what analyse is for is done all the same
 
 
 def test_a_dry_run_decides_and_does_nothing(tmp_path: Path, supply: Supply) -> None:
@@ -228,7 +232,6 @@ def test_requests(tmp_path: Path, supply: Supply) -> None:
         with sky.Control(service.control_address) as control:
             control.ask("pause")
             within(5, lambda: control.ask("status")["status"]["experiment"]["state"] == "paused")
-            # A field on its way stands at what was read back last, which may be one reading behind.
             within(5, lambda: service.field and service.field.latest.settled)
             before, stood_at_mT = control.ask("status")["status"], supply.field_mT
             time.sleep(1.0)
@@ -251,6 +254,39 @@ def test_requests(tmp_path: Path, supply: Supply) -> None:
     assert [kind for kind in kinds if kind.startswith("experiment")] == [
         "experiment_paused", "experiment_resumed", "experiment_ended",
     ]  # fmt: skip
+
+
+ON_THE_WAY = [  # a programme whose field is on its way for seconds, and the slew rate of the magnet
+    ([{"do": "ramp", "from_mT": 0, "to_mT": 60, "rate_mT_per_s": 20, "step_mT": 60}], 500),
+    ([{"do": "list", "fields_mT": [0, 60]}], 20),
+]
+
+
+@pytest.mark.parametrize(("programme", "slew_mT_per_s"), ON_THE_WAY)
+def test_a_pause_on_the_way(
+    tmp_path: Path, supply: Supply, programme: list[dict[str, Any]], slew_mT_per_s: float
+) -> None:
+    """The field stands where the pause meets it: it goes neither back nor on."""
+    tree = config(tmp_path, supply, programme=programme).model_dump(mode="json")
+    tree["field"] |= {"slew_mT_per_s": slew_mT_per_s, "read_every_ms": 40}
+    with running(validate(tree)) as service:
+        assert service.experiment
+        for at_mT in (10, 20):
+            within(10, lambda at_mT=at_mT: supply.field_mT > at_mT)  # type: ignore[misc]
+            before_mT = supply.field_mT
+            service.experiment.pause()
+            within(5, lambda: service.experiment and service.experiment.status()["state"] == "paused")
+            within(5, lambda: service.field and service.field.latest.settled)
+            stood_at_mT = supply.field_mT
+            time.sleep(0.3)
+            assert before_mT <= supply.field_mT == stood_at_mT < 60
+            service.experiment.resume()
+        within(10, lambda: service.experiment and service.experiment.outcome)
+        assert service.experiment.outcome
+        assert service.experiment.outcome.status == "complete"
+    set_mT = supply.log()[:, 1]
+    assert (np.diff(set_mT[: set_mT.argmax() + 1]) >= 0).all()
+    assert redecide(service.run_file) == []
 
 
 def test_requests_about_a_programme_that_is_not_there(tmp_path: Path, supply: Supply) -> None:
@@ -388,8 +424,12 @@ def test_sweep_from_the_command_line(
     assert main(["table", path, "--plot", str(tmp_path / "again.png")]) == 0
     for picture in ("plan", "loop", "again"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
-    assert main(["sweep", "--check", path]) == 0
-    capsys.readouterr()
+    steps_and_decisions = f"{len(table(path)['decisions'])} decisions and 4 steps were decided again, no differences"
+    for again in (["sweep", "--check", path], ["analyse", path, "--out", str(tmp_path / "filled"), "--json"]):
+        assert main(again) == 0
+        out = capsys.readouterr().out
+        assert f"{path}: {steps_and_decisions}\n" in out
+    assert json.loads(out.splitlines()[-1])["redecided"]["differences"] == []
     again = ["sweep", path, "--set", "record.name=again", "--dry-run", "--json"]
     assert main(again) == 0  # repeated from its own file
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

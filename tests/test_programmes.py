@@ -2,6 +2,8 @@
 
 import math
 import random
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 
 from realtime_skyseg.config import FieldSettings, validate
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, Told
+from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import Seen
 from realtime_skyseg.field import magnet as magnet_module
 from realtime_skyseg.field.magnet import Magnet
@@ -105,6 +107,9 @@ WRONG_SETTINGS = [
       "when": {"quantity": "count", "at_least": 1}}]}, "no part is named 'x'; allowed: none"),
     ({"programme": [{"do": "hold", "field_mT": 1}], "rules": [{"rule": "stop_when", "when": {"quantity": "count"}}]},
      "a condition needs either at_least or at_most"),
+    ({"programme": [{"do": "hold", "field_mT": 1}], "rules": [{"rule": "on_event", "events": ["merge"],
+      "rate_hz": 50}]},
+     "experiment.rules.0.on_event: rate_hz is 50, but no camera driver changes its rate during a run"),
     ({"programme": [{"do": "hold", "field_mT": 1}], "rules": [{"rule": "stop_when", "whn": 1}]},
      "experiment.rules.0.stop_when.whn: unknown key; did you mean 'when'?"),
 ]  # fmt: skip
@@ -135,6 +140,14 @@ def test_what_a_programme_takes() -> None:
     assert (found.steps, found.frames, found.pulses) == (6, 20, 1)
     assert (found.lowest_mT, found.highest_mT, found.way_mT) == (-2, 2, 6)
     assert found.fastest_mT_per_s == pytest.approx(SLEW)
+
+
+def test_what_a_programme_takes_from_the_field_at_its_begin() -> None:
+    steps = check(programme({"do": "hold", "field_mT": 2, "settle_s": 0, "frames": 0}), magnet_settings())
+    for initial_mT, way_mT in ((None, 2), (-3, 5), (2, 0)):
+        found = estimate(steps, magnet_settings(initial_mT=initial_mT), rate_hz=None)
+        assert found.seconds == pytest.approx(way_mT / SLEW)
+        assert found.trace[0] == (0, initial_mT or 0)
 
 
 # --- no field outside limits or slew is ever sent ---
@@ -279,6 +292,7 @@ def drive(tree: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch, seco
     frame = 0
     start_s = clock.now_s
     silent_until = 0.0
+    stood_mT = math.nan
     while clock.now_s - start_s < seconds and not machine.finished:
         clock.now_s += chance.choice([0.01, 0.025, 0.025, 0.06, 0.3])
         reading = guard.tick() or reading
@@ -297,22 +311,55 @@ def drive(tree: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch, seco
             seen = Seen(frame, taken_s, reading["field_mT"], count, 0, count / 100, objects)
             frame += 1
         set_mT = math.nan if reading["set_mT"] is None else reading["set_mT"]
+        if told == Told.PAUSE:
+            stood_mT = supply.value
         moment = Moment(
             told, clock.time_ns(), now_s, reading["time_ns"], reading["field_mT"], set_mT, reading["settled"],
             frame - 1 if seen else -1, taken_s, seen,
         )  # fmt: skip
-        for order in machine.advance(moment):
-            match order:  # what the guard refuses raises here
+        orders = deque(machine.advance(moment))
+        while orders:
+            match order := orders.popleft():  # what the guard refuses raises here
                 case SetField():
                     guard.aim(order.field_mT)
+                case StandStill() if (stands_mT := guard.stand_still()) is not None:
+                    orders += machine.advance(replace(moment, told=Told.STOOD, set_mT=stands_mT, seen=None))
                 case GivePulse():
                     guard.pulse(order.in_plane_mT, order.seconds)
                 case Demagnetise():
                     guard.demagnetise(order.amplitude_mT, order.ratio, 0.05, order.dwell_s)
                 case Row(table="decisions"):
                     assert order.values["acted"] in (True, False)
+        assert not machine.paused or supply.value == stood_mT
     assert not guard.fault
     return machine.finished.status if machine.finished else "unfinished"
+
+
+def test_demagnetising_may_begin_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way from the field as found to the first swing takes 19 s of the 21; nothing is late."""
+    clock = Clock()
+    monkeypatch.setattr(magnet_module, "time", clock)
+    limits = magnet_settings(slew_mT_per_s=0.2)
+    ask = {"do": "demagnetise", "amplitude_mT": 0.1, "ratio": 0.5, "dwell_s": 0, "frames": 0, "settle_s": 0}
+    machine = Machine(programme(ask, max_age_s=60, interlocks={"dead_man_s": 99}), limits)
+    guard = Magnet(limits, Supply(clock, LIMIT_MT), lambda *_: None)  # type: ignore[arg-type]
+    told = Told.FRAME
+    seen: Seen | None = Seen(0, 0.0, LIMIT_MT, 0, 0, 0.0, np.zeros(0, OBJECT_DTYPE))
+    while not machine.finished:
+        reading = guard.tick()
+        assert reading is not None
+        set_mT = math.nan if reading["set_mT"] is None else reading["set_mT"]
+        now_s = clock.now_s - 1000
+        for order in machine.advance(
+            Moment(told, clock.time_ns(), now_s, reading["time_ns"], reading["field_mT"], set_mT, reading["settled"],
+                   seen=seen)
+        ):  # fmt: skip
+            if isinstance(order, Demagnetise):
+                guard.demagnetise(order.amplitude_mT, order.ratio, 0.05, order.dwell_s)
+        told, seen = Told.TICK, None
+        clock.now_s += 0.025
+    assert machine.finished.status == "complete", machine.finished.message
+    assert 20 < now_s < 23
 
 
 def no_field_beyond(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from realtime_skyseg.experiment.machine import (
     Order,
     Row,
     SetField,
+    StandStill,
     Told,
 )
 from realtime_skyseg.experiment.replay import replay
@@ -245,10 +246,12 @@ class Experiment:
                 },
             )
         )
-        decided = False
+        decided, stood_mT = False, math.nan
         for order in self._machine.advance(moment):
             decided = decided or (isinstance(order, Row) and order.table == "decisions")
             try:
+                if isinstance(order, StandStill):
+                    stood_mT = self._field.stand_still()
                 self._do(order, moment)
             except FieldError as error:
                 self._note(Note("experiment_refused", str(error), moment.frame))
@@ -257,6 +260,8 @@ class Experiment:
             if decided and result is not None and isinstance(order, SetField | GivePulse):
                 self._latency.add(time.perf_counter_ns() - result.frame.handed_ns)
                 decided = False
+        if math.isfinite(stood_mT):
+            self._tell(replace(self._moment(Told.STOOD), set_mT=stood_mT))
 
     def _do(self, order: Order, moment: Moment) -> None:
         match order:
@@ -276,7 +281,7 @@ class Experiment:
                     self._tell_decision(order.values, moment)
             case Note():
                 self._note(order)
-            case Finished():
+            case StandStill() | Finished():
                 pass
 
     def _tell_decision(self, values: dict[str, Any], moment: Moment) -> None:

@@ -45,6 +45,7 @@ class Told(IntEnum):
     REFUSED = 6  # the guard refused an order
     FAULT = 7  # the guard has a fault
     RESUMED = 8  # a run that was killed goes on
+    STOOD = 9  # the answer to `StandStill`: `Moment.set_mT` is where the field stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ class SetField:
     """Go to a field."""
 
     field_mT: float
+
+
+@dataclass(frozen=True, slots=True)
+class StandStill:
+    """Stop a field on its way. Only the guard knows where that is; its answer is told as `Told.STOOD`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ class Finished:
     message: str
 
 
-Order = SetField | GivePulse | Demagnetise | Row | Note | Finished
+Order = SetField | StandStill | GivePulse | Demagnetise | Row | Note | Finished
 
 _Phase = Literal["moving", "alternating", "demagnetising", "pulse", "settling", "measuring"]
 
@@ -154,6 +160,7 @@ class Machine:
         self._direction = 0
         self._ordered_ns = 0
         self._deadline_s = 0.0
+        self._least_s = 0.0  # that demagnetising takes
         self._ready_s = math.inf  # when settling ended
         self._elapsed_s = 0.0  # in the phase, standstills left out
         self._ramp_at = math.nan
@@ -203,6 +210,8 @@ class Machine:
                 self._resume()
             case Told.RESUMED:
                 self._go_on()
+            case Told.STOOD:
+                self._ramp_at = moment.set_mT
             case Told.FRAME:
                 self._see()
             case Told.TICK:
@@ -327,7 +336,10 @@ class Machine:
                 if step.leg >= 0:
                     self._collected = []
                 settle_s = step.settle_s if decision.settle_s is None else max(step.settle_s, decision.settle_s)
-                self._step = replace(step, field_mT=new, ac=None, pulse=None, rate_mT_per_s=None, settle_s=settle_s)
+                frames = step.frames if decision.frames is None else decision.frames
+                self._step = replace(
+                    step, field_mT=new, ac=None, pulse=None, rate_mT_per_s=None, settle_s=settle_s, frames=frames
+                )
                 self._move(self._step)
             case "pulse":
                 self._step = replace(step, field_mT=new, ac=None, pulse=decision.pulse, rate_mT_per_s=None)
@@ -337,7 +349,7 @@ class Machine:
                 self._ending = Finished("stopped", decision.reason)
                 self._begin(
                     replace(
-                        step, kind="after", leg=-1, field_mT=new, frames=decision.frames, stay_s=0.0, moving=False,
+                        step, kind="after", leg=-1, field_mT=new, frames=decision.frames or 0, stay_s=0.0, moving=False,
                         ac=None, pulse=None, demagnetise=None, rate_mT_per_s=None,
                     )
                 )  # fmt: skip
@@ -356,7 +368,7 @@ class Machine:
             return
         self.paused = True
         self._stand_still()
-        self._orders.append(Note("experiment_paused", f"paused at {self._m.field_mT:g} mT", self._m.frame))
+        self._orders.append(Note("experiment_paused", f"paused near {self._m.field_mT:g} mT", self._m.frame))
 
     def _resume(self) -> None:
         if not self.paused:
@@ -390,14 +402,8 @@ class Machine:
 
     def _stand_still(self) -> None:
         """Stop a field on its way."""
-        if self._step is None or self._phase in ("settling", "measuring", "pulse"):
-            return
-        low, high = self._field.limit_mT
-        # Right after the first order the read-back knows of none yet; as found, the field may be a little outside.
-        there = self._m.set_mT if math.isfinite(self._m.set_mT) else min(max(self._m.field_mT, low), high)
-        if math.isfinite(there):
-            self._ramp_at = there
-            self._orders.append(SetField(there))
+        if self._step is not None and self._phase not in ("settling", "measuring", "pulse"):
+            self._orders.append(StandStill())
 
     # --- interlocks ---
 
@@ -478,9 +484,10 @@ class Machine:
             self._elapsed_s = 0.0
             self._orders.append(Demagnetise(ask.amplitude_mT, ask.ratio, ask.smallest_mT, ask.dwell_s))
             self._turned(0.0)
-            needed_s = estimate([replace(step, settle_s=0.0, frames=0, stay_s=0.0)], self._field, None).seconds
+            way = [replace(step, from_mT=self._here(), settle_s=0.0, frames=0, stay_s=0.0)]
+            self._least_s = estimate(way, self._field, None).seconds
             turns = math.log(self._field.tolerance_mT / (ask.amplitude_mT + 1e-9)) / math.log(ask.ratio)
-            self._deadline_s = 1.5 * needed_s + max(turns, 1) * self._field.settle_s + _PATIENCE_S
+            self._deadline_s = 1.5 * self._least_s + max(turns, 1) * self._field.settle_s + _PATIENCE_S
             return
         self._phase = "moving"
         if step.rate_mT_per_s is not None and math.isfinite(self._target):
@@ -489,10 +496,15 @@ class Machine:
             self._point_s = -math.inf
             self._turned(step.field_mT)
         else:
-            here = self._m.set_mT if math.isfinite(self._m.set_mT) else self._m.field_mT
-            way_s = abs(step.field_mT - here) / self._field.slew_mT_per_s if math.isfinite(here) else 0.0
+            here = self._here()
+            way_s = abs(step.field_mT - here) / self._field.slew_mT_per_s if here is not None else 0.0
             self._order(step.field_mT)
         self._deadline_s = 1.5 * way_s + self._field.settle_s + _PATIENCE_S
+
+    def _here(self) -> float | None:
+        """Where the field is, as far as the read-back tells."""
+        known = (value for value in (self._m.set_mT, self._m.field_mT) if math.isfinite(value))
+        return next(known, None)
 
     def _order(self, field_mT: float) -> None:
         self._turned(field_mT)
@@ -525,8 +537,7 @@ class Machine:
                 return self._alternated(step)
             case "demagnetising":
                 # It rests at zero at its begin already, perhaps: not before the swings can be over.
-                least_s = estimate([replace(step, settle_s=0.0, frames=0, stay_s=0.0)], self._field, None).seconds
-                if self._elapsed_s >= 0.9 * least_s and self._there():
+                if self._elapsed_s >= 0.9 * self._least_s and self._there():
                     self._settle(step)
                     return True
                 return self._late()

@@ -40,6 +40,7 @@ class _StoredLimits:
     settle_s: float
     pulse_limit_mT: tuple[float, float] | None
     pulse_limit_s: float
+    initial_mT: float | None
 
 
 def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
@@ -47,7 +48,8 @@ def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
     tree = run.config
     try:
         pairs = {name: tuple(value) for name in ("limit_mT", "pulse_limit_mT") if (value := tree["field"][name])}
-        plain = {name: tree["field"][name] for name in ("slew_mT_per_s", "tolerance_mT", "settle_s", "pulse_limit_s")}
+        names = ("slew_mT_per_s", "tolerance_mT", "settle_s", "pulse_limit_s", "initial_mT")
+        plain = {name: tree["field"][name] for name in names}
         return ExperimentSettings.model_validate(tree["experiment"]), _StoredLimits(
             limit_mT=pairs["limit_mT"], pulse_limit_mT=pairs.get("pulse_limit_mT"), **plain
         )

@@ -87,12 +87,15 @@ class Decision:
     reason: str = ""
     field_mT: float | None = None  # where the field goes; of `pulse` the out-of-plane field before it
     pulse: tuple[float, float] | None = None  # in-plane mT, s
-    frames: int = 0  # of `stop`: recorded at the field where it stopped
+    frames: int | None = None  # of `stop`: recorded where it stopped; of `set`: to average, else as the step's own
     span: tuple[float, float] | None = None  # of `mark`: s before and after the frame
     settle_s: float | None = None  # of `set`: longer than the step's own
 
 
 WAIT = Decision("wait")
+
+#: A wipe is given up after so many frames at `AdaptiveSteps.reset_mT`.
+_WIPE_FRAMES = 64
 
 
 class Decider(Protocol):
@@ -187,6 +190,9 @@ class _AdaptiveSteps:
         self._resetting: float | None = None  # where to go after the reset
         self._rest: deque[int] = deque(maxlen=9)  # counts before the change that is sought
         self._agree = 0  # frames in a row that differ from them
+        self._before = 0.0  # their median when the change was met
+        self._wiped = self._wiping = 0  # frames of the wipe: that show that count again, in a row; all
+        self._frames = 0  # of the step that the wipe interrupted
 
     def decide(self, now: Seen, at: Situation) -> Decision | None:
         rule = self._rule
@@ -194,8 +200,16 @@ class _AdaptiveSteps:
         if self._resetting is not None:
             if not (at.settled and at.target_mT == rule.reset_mT):
                 return WAIT
+            # What survived the wipe would be taken for a new change on the way back.
+            self._wiped = self._wiped + 1 if abs(now.count - self._before) < rule.change else 0
+            self._wiping += 1
+            if self._wiped < rule.dwell_frames and self._wiping < _WIPE_FRAMES:
+                return WAIT
+            left = "" if self._wiped else f", though {now.count} are left"
             back, self._resetting = self._resetting, None
-            return Decision("set", f"back to {back:g} mT, to meet the change in fine steps", back)
+            return Decision(
+                "set", f"back to {back:g} mT{left}, to meet the change in fine steps", back, frames=self._frames
+            )
         if not self._searching or at.step.leg < 0:
             return None
         if len(self._rest) < 3 or abs(now.count - float(np.median(self._rest))) < rule.change:
@@ -207,6 +221,8 @@ class _AdaptiveSteps:
         if self._agree < rule.dwell_frames:
             return WAIT
         self._agree = 0
+        self._before, self._wiped, self._wiping = float(np.median(self._rest)), 0, 0
+        self._frames = at.step.frames
         self._rest.clear()
         self._searching = False
         self._fine_left = math.ceil((rule.before_steps + 1) * rule.coarse_mT / rule.fine_mT) + rule.quiet_steps
@@ -221,6 +237,7 @@ class _AdaptiveSteps:
             f"the count changed to {now.count} near {at.target_mT:g} mT: wipe, then look there in fine steps",
             rule.reset_mT,
             settle_s=rule.reset_s,
+            frames=_WIPE_FRAMES + 1,
         )
 
     def next_field(self, count: float, at: Situation) -> Decision | None:
@@ -317,7 +334,10 @@ class _HoldCount(_Quiet):
         self._given = 0  # pulses since the target was held
         self._pulsed_mT: float | None = None  # a pulse whose yield is not known yet
         self._off = self._well = 0  # frames in a row out of, and within, tolerance while at rest
-        self._unseen = 0.0  # skyrmions too small to be counted near annihilation, that reappear when it is frozen
+        # Skyrmions too small to be counted near annihilation, that reappear when it is frozen. Before the first freeze
+        # tells: what three films of the twin had (docs/sweep.md).
+        self._unseen = 0.04 * rule.target
+        self._corrected = False  # what reappeared after the freeze was trimmed already
         self._frozen_count: float | None = None  # counted when it was frozen, until that is compared
         self._rest: deque[int] = deque(maxlen=8 * rule.window_frames)  # counts at rest
 
@@ -357,14 +377,16 @@ class _HoldCount(_Quiet):
             rest = float(np.median(self._rest))
             self._unseen = min(max(0.0, rest - self._frozen_count), 2 * rule.within)
             self._frozen_count = None
-            if rest - rule.target > rule.within / 3 and self._state == "frozen":
+            # Once: a count that is well within the tolerance is better left alone than trimmed again and again.
+            if rest - rule.target > rule.within / 2 and self._state == "frozen" and not self._corrected:
+                self._corrected = True
                 self._state, self._trim = "look", None
                 return self._trim_on(rest, at)
         if self._off < 2 * rule.window_frames or (self._state == "given_up" and away < 0):
             return None
         self._off = self._well = 0
         self._state = "look"
-        self._trim = None
+        self._trim, self._corrected = None, False
         return self._look(count, at)
 
     def _look(self, count: float, at: Situation) -> Decision | None:
@@ -418,7 +440,7 @@ class _HoldCount(_Quiet):
     def _create(self, count: float, at: Situation) -> Decision:
         rule = self._rule
         lacking = f"{count:g} are fewer than {rule.target}"
-        self._trim = None
+        self._trim, self._corrected = None, False
         self._size = self._falling = 0.0
         self._recent.clear()
         if rule.pulse_in_plane_mT is None or self._given >= rule.max_pulses:

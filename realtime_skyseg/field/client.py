@@ -4,6 +4,7 @@ import contextlib
 import hmac
 import itertools
 import json
+import math
 import os
 import secrets
 import select
@@ -68,7 +69,7 @@ class FieldGuard:
         self._readings: deque[Reading] = deque(maxlen=4096)
         self._events: deque[Event] = deque(maxlen=1000)
         self._changed = threading.Condition()  # guards everything that the thread below writes
-        self._answers: dict[int, dict[str, str] | None] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
         self._ids = itertools.count()
         self._settled = False
         self._was_set = False
@@ -129,6 +130,16 @@ class FieldGuard:
             FieldError: the value is not finite, outside the limits, refused after a fault, or not accepted within 5 s.
         """
         self._request("set", field_mT=_number(value))
+
+    def stand_still(self) -> float:
+        """Stop the field on its way, in place of whatever is under way; returns where it stays, in mT.
+
+        The guard decides where, so that it goes neither on nor back. NaN: nothing was ever set, nothing moves.
+
+        Raises:
+            FieldError: as `set_mT`.
+        """
+        return self._request("stand_still")
 
     def demagnetise(
         self, amplitude_mT: float, ratio: float = 0.8, smallest_mT: float | None = None, dwell_s: float = 0.2
@@ -280,7 +291,8 @@ class FieldGuard:
 
     # --- requests ---
 
-    def _request(self, do: str, **values: object) -> None:
+    def _request(self, do: str, **values: object) -> float:
+        """Ask the guard; returns what it answers with, NaN for most requests."""
         number = next(self._ids)
         with self._changed:
             if self._fault or self._gone or self._closing:
@@ -292,10 +304,12 @@ class FieldGuard:
         with self._changed:
             if not self._changed.wait_for(lambda: number in self._answers or self._gone, ANSWER_S):
                 raise FieldError(f"the field guard did not answer within {ANSWER_S:g} s; the supply may hang")
-            error_of_guard = self._answers.pop(number, {"kind": "FieldError", "message": self._fault or "it is closed"})
-            self._was_set = self._was_set or (error_of_guard is None and do in ("set", "demagnetise"))
-        if error_of_guard is not None:
-            raise _error(error_of_guard)
+            closed = {"error": {"kind": "FieldError", "message": self._fault or "it is closed"}}
+            answer = self._answers.pop(number, closed)
+            self._was_set = self._was_set or (answer["error"] is None and do in ("set", "demagnetise"))
+        if answer["error"] is not None:
+            raise _error(answer["error"])
+        return math.nan if answer["value"] is None else float(answer["value"])
 
     def _send(self, message: dict[str, Any]) -> None:
         if not self._sending.acquire(timeout=ANSWER_S):
@@ -343,7 +357,7 @@ class FieldGuard:
                 self._last_reading_s = time.monotonic()
             elif "answer" in message:
                 self._settled = False  # what was read before does not belong to the new target
-                self._answers[message["answer"]] = message["error"]
+                self._answers[message["answer"]] = message
             elif "event" in message:
                 event = Event(**message["event"])
                 self._events.append(event)

@@ -166,7 +166,7 @@ class _Guard:
         self._magnet.make_safe(reason)
 
     def _answer(self, request: dict[str, Any]) -> None:
-        error = None
+        error = value = None
         try:
             if "sent_ns" in request and time.time_ns() - request["sent_ns"] > _LATE_S * 1e9:
                 raise FieldError(f"the request came more than {_LATE_S:g} s late and is not carried out")
@@ -175,6 +175,8 @@ class _Guard:
             match request["do"]:
                 case "set":
                     self._magnet.aim(request["field_mT"])
+                case "stand_still":
+                    value = self._magnet.stand_still()
                 case "demagnetise":
                     values = (request[key] for key in ("amplitude_mT", "ratio", "smallest_mT", "dwell_s"))
                     self._magnet.demagnetise(*values)
@@ -189,7 +191,7 @@ class _Guard:
         except Exception as caught:
             error = _fault(caught)
         if "id" in request:
-            self._line.send({"answer": request["id"], "error": error})
+            self._line.send({"answer": request["id"], "error": error, "value": value})
 
 
 def _noter(line: Line) -> Callable[[str, str], None]:

@@ -86,6 +86,18 @@ class Magnet:
         start = self._go([(target, 0.0)])
         self._note("field_set", f"the field goes to {target:g} mT, from {start:g} mT")
 
+    def stand_still(self) -> float | None:
+        """Stay where the field is on its way, in place of whatever is under way.
+
+        Returns what is set, in mT; None where nothing ever was. Raises `FieldError` where it is refused.
+        """
+        if self.fault:
+            raise FieldError(f"a standstill is refused after a fault: {self.fault}; start a new run")
+        if self._set_mT is not None and self._plan:
+            self._go([(self._set_mT, 0.0)])
+            self._note("field_stands", f"the field stays at {self._set_mT:g} mT, on its way")
+        return self._set_mT
+
     def demagnetise(self, amplitude_mT: object, ratio: object, smallest_mT: object, dwell_s: object) -> None:
         """Alternate from `amplitude_mT` to zero, each swing `ratio` times the one before, until `smallest_mT`; stay
         `dwell_s` at each turn. Raises `FieldError` where it is refused.
