@@ -88,6 +88,12 @@ def plain(path: Path, n: int, images: list[np.ndarray], results: list[Result]) -
         return time.perf_counter() - begun
 
 
+def settle() -> None:
+    """Let the system write what it holds of the file before: it would slow down who comes next."""
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
+
+
 def disk(path: Path, size: int) -> float:
     """Seconds to write so many bytes that no disk compresses, with an fsync."""
     block = np.random.default_rng(1).bytes(8 << 20)
@@ -119,9 +125,12 @@ def main() -> None:
     for _ in range(options.rounds):
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
+            settle()
             ours = options.frames / recorder(folder / "run.h5", options.frames, images, results, options.threads)
             size = (folder / "run.h5").stat().st_size
+            settle()
             by_hand = options.frames / plain(folder / "plain.h5", options.frames, images, results)
+            settle()
             raw = size / disk(folder / "raw", size) / 1e6
         finally:
             shutil.rmtree(folder)
