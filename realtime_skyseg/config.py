@@ -147,7 +147,7 @@ class AnalysisSettings(Section):
     """A shipped model (`skyseg models`) or the path of a .safetensors file."""
     engine: EngineChoice = "auto"
     """`auto`: TensorRT on a CUDA GPU, else torch there; without a GPU OpenVINO, else torch on the CPU.
-    `openvino-int8` is quicker than `openvino`, but may count drifting dirt: see docs/performance.md."""
+    `openvino-int8` takes three quarters of the time of `openvino`, see docs/performance.md."""
     policy: Literal["latest", "every"] = "latest"
     """`latest`: an analysis that falls behind goes on with the newest frame; the others are skipped and counted.
     `every`: none is skipped."""
