@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from matplotlib.figure import Figure
 
 import realtime_skyseg as sky
 from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import FieldSettings, load_config
+from realtime_skyseg.config import FieldSettings, PrepareSettings, load_config
 from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen
 from realtime_skyseg.field import magnet as magnet_module
 from realtime_skyseg.field.magnet import Magnet
+from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.programme import ExperimentSettings
 from realtime_skyseg.records import Segmentation
 from simulator.film import FilmSample
@@ -38,6 +40,8 @@ from simulator.kerr_camera import KerrCamera, KerrSettings
 from simulator.samples import FilmSampleSettings, class_mask
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+BACKGROUND_FRAMES = 64  # of the saturated film, with --prepare
 
 HELD = 300  # frames before the stray field
 
@@ -175,9 +179,12 @@ def run(
 
 
 def eyes_of(
-    settings: str, truth: bool, seed: int, sample_shape: tuple[int, int]
+    settings: str, truth: bool, seed: int, sample_shape: tuple[int, int], prepare: bool = False
 ) -> Callable[[np.ndarray], Segmentation]:
-    """What counts: the film's own magnetisation, or a Kerr image of it and the shipped model."""
+    """What counts: the film's own magnetisation, or a Kerr image of it and the shipped model.
+
+    With `prepare` the camera gives raw images, and the background, taken of the saturated film, follows their drift.
+    """
     if truth:
 
         def look(magnetisation: np.ndarray) -> Segmentation:
@@ -192,7 +199,15 @@ def eyes_of(
     segmenter = sky.Segmenter.load(
         config.analysis.model, threads=1, min_area_px=least, polarity=config.measure.polarity
     )
-    return lambda magnetisation: segmenter(camera.image(magnetisation))
+    if not prepare:
+        return lambda magnetisation: segmenter(camera.image(magnetisation))
+    preparation, number = Preparation(PrepareSettings(background="take", drift=True), (SIZE_PX, SIZE_PX)), count()
+    preparation.take_background(BACKGROUND_FRAMES)
+    for _ in range(BACKGROUND_FRAMES):
+        preparation(camera.take(np.ones(sample_shape, np.float32)), next(number))
+    return lambda magnetisation: preparation.place(
+        segmenter(preparation(camera.take(magnetisation), next(number)).image)
+    )
 
 
 def sample_shape() -> tuple[int, int]:
@@ -288,7 +303,7 @@ def hold(options: argparse.Namespace) -> None:
             tree["programme"][0]["frames"] = 100_000
             tree["rules"][0]["target"] = target
             tree["interlocks"]["max_duration_s"] = 10_000
-            eyes = eyes_of("sweep_hold.yaml", options.truth, seed, shape)
+            eyes = eyes_of("sweep_hold.yaml", options.truth, seed, shape, options.prepare)
 
             def stray(frame: int, decisions: list[dict[str, Any]]) -> float | None:
                 since = frame - reached(decisions) - HELD
@@ -378,6 +393,7 @@ def main() -> int:
         command.add_argument("--first-seed", type=int, default=0, help="of the films; default: %(default)s")
         command.add_argument("--plot", type=Path, metavar="DIR", help="draw every run of `stop` and `hold`")
         command.add_argument("--truth", action="store_true", help="count in the film itself, without camera and model")
+        command.add_argument("--prepare", action="store_true", help="hold: raw images, with section prepare")
         command.add_argument(
             "--delay-ms", type=float, default=60.0, help="from frame to decision; default: %(default)s"
         )

@@ -126,7 +126,7 @@ def graph_of(model: Model, shape: tuple[int, int] | None) -> "openvino.Model":
 
     from realtime_skyseg.segmentation.network import MaskNet
 
-    dynamic = None
+    dynamic, fixed = None, shape
     if shape is None:
         step = model.shape.multiple
         sides = [step * torch.export.Dim(name, min=2, max=8192 // step) for name in ("height", "width")]
@@ -136,7 +136,10 @@ def graph_of(model: Model, shape: tuple[int, int] | None) -> "openvino.Model":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's export warns of its own parts
         program = torch.export.export(network, (torch.zeros(1, 1, *shape),), dynamic_shapes=dynamic)
-        return openvino.convert_model(program)
+        graph = openvino.convert_model(program)
+    if fixed is not None:
+        graph.reshape([1, 1, *fixed])  # the conversion leaves it open
+    return graph
 
 
 def _quantised(core: "openvino.Core", model: Model) -> "openvino.Model":
