@@ -542,14 +542,18 @@ class _Peek:
 # --- both ---
 
 
-def _picture(tags: dict[str, Any], pixels: Any) -> _Picture:
+def _picture(tags: dict[str, Any], pixels: Any) -> _Picture | None:
+    """The image; None where its pixels and its tags do not fit, as while the camera changes. It counts as lost then."""
     dtype = _DTYPES.get(tags["PixelType"])
     if dtype is None:
         raise _Gone(f"the images are of type {tags['PixelType']}; allowed: {', '.join(_DTYPES)}")
+    height, width = int(tags["Height"]), int(tags["Width"])
+    if pixels.nbytes != height * width * dtype.itemsize:
+        return None
     if not isinstance(pixels, np.ndarray):
         pixels = np.frombuffer(pixels, dtype).copy()
     return _Picture(
-        pixels.reshape(int(tags["Height"]), int(tags["Width"])),
+        pixels.reshape(height, width),
         int(tags["ImageNumber"]),
         _unix_ns(tags.get("TimeReceivedByCore")),
         (int(tags.get("ROI-X-start", 0)), int(tags.get("ROI-Y-start", 0))),

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import realtime_skyseg as sky
+from drivers.micromanager import _picture
 from realtime_skyseg.config import validate
 from realtime_skyseg.devices import Camera, CameraChanged, CameraNotice
 from realtime_skyseg.errors import CameraError, SettingsError
@@ -293,6 +294,13 @@ def test_attach_counts_what_it_could_not_see(server: Callable[..., Server], tmp_
     with sky.open_run(summary.run_file) as run:
         numbers = run.table["number"]
         assert numbers[-1] - numbers[0] + 1 - len(numbers) == summary.frames["camera_lost"]
+
+
+@pytest.mark.parametrize(("n_bytes", "fits"), [(64 * 96 * 2, True), (64 * 96, False), (3, False), (0, False)])
+def test_an_image_that_does_not_fit_its_tags_is_left_out(n_bytes: int, fits: bool) -> None:
+    """Both are read one after the other, and the camera may change in between."""
+    tags = {"PixelType": "GRAY16", "Height": "64", "Width": "96", "ImageNumber": "7"}
+    assert (_picture(tags, memoryview(bytes(n_bytes))) is not None) == fits
 
 
 def test_another_size_begins_another_run_file(server: Callable[..., Server], tmp_path: Path) -> None:
