@@ -366,7 +366,8 @@ class Pipeline:
                 frame = self._to_analysis.get(self._publisher.seconds_to_heartbeat() if self._publisher else 60.0)
             except Closed:
                 break
-            self._serve_stream()
+            if frame is None or self._events:
+                self._serve_stream()
             if frame is None:
                 continue
             for index in range(self._following, frame.index):
@@ -382,6 +383,7 @@ class Pipeline:
                     message = f"analysis of frame {frame.index} failed: {error}"
                     self._faults.append(message)
                     self.event("fault", message, frame.index)
+                self._serve_stream()
                 continue
             failing = False
             self.counters.analysed += 1
@@ -391,6 +393,7 @@ class Pipeline:
             if self.on_result:
                 self.on_result(result)
             self._notice_frozen(result.source_crc32, frame.index)
+            self._serve_stream()
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()
 

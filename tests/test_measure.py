@@ -110,6 +110,30 @@ def test_any_mask_agrees_with_scipy(mask: np.ndarray, min_area_px: int) -> None:
     assert np.isfinite(found.objects["elongation"]).all()
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 6), st.floats(-1, 1.5), st.floats(1.2, 4))
+def test_a_stripe_is_told_by_the_largest_disc_inside_it(
+    seed: int, roughness_px: float, level: float, slenderness: float
+) -> None:
+    """Blobs of all forms, with holes and bays, against the distances of OpenCV, which have the same steps."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal((60, 90)), (0, 0), roughness_px)
+    mask = (noise > level * noise.std()).astype(np.uint8)
+    found = measure(mask, 3, slenderness)
+    distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, cv2.DIST_MASK_3)[1:-1, 1:-1]
+    labels, _ = scipy.ndimage.label(mask, np.ones((3, 3)))
+    for row in found.objects:
+        inside = labels == label_of(labels, row)
+        ratio = inside.sum() / (slenderness * np.pi * max(1.0, float(distance[inside].max())) ** 2)
+        if abs(ratio - 1) > 1e-3:  # OpenCV rounds its steps
+            assert row["kind"] == (Kind.STRIPE if ratio > 1 else Kind.SKYRMION)
+
+
+def label_of(labels: np.ndarray, row: np.void) -> int:
+    """The component that has an object's box and area."""
+    top, left = int(row["top"]), int(row["left"])
+    box = labels[top : top + int(row["height"]), left : left + int(row["width"])]
+    return next(int(k) for k in np.unique(box[0]) if k and (labels == k).sum() == row["area"])
+
+
 def film(illumination: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """A scaled image of five dark discs and one bright disc, all of them in the mask."""
     image = np.tile(np.linspace(-illumination, illumination, 240, dtype=np.float32), (160, 1))

@@ -122,7 +122,7 @@ def test_a_camera_that_repeats_an_image_is_noticed(
 
 
 def test_policy_latest_skips_and_says_so(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
-    pipeline, run = drive(ListCamera(frames(200, pause_s=0.0005)), policy="latest", recorder_queue=400)
+    pipeline, run = drive(ListCamera(frames(200, pause_s=0.0001)), policy="latest", recorder_queue=400)
     counters = pipeline.counters
     assert counters.written == 200, "every raw frame is saved"
     assert counters.not_analysed == {"superseded": 200 - counters.analysed}
@@ -170,9 +170,10 @@ def test_a_camera_that_breaks_off_keeps_what_came(drive: Callable[..., tuple[Pip
 
 def test_an_analysis_that_breaks_off_leaves_the_recording_whole(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
     publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run-1")
-    publisher.close()  # its socket is gone: the first heartbeat breaks the analysis thread
+    publisher.close()  # its socket is gone: the first frame fails, and what comes after it breaks the thread
     pipeline, run = drive(ListCamera(frames(20), waits=True), publisher=publisher)
-    assert "the analysis thread broke off" in pipeline.fault
+    assert pipeline.fault.startswith("analysis of frame 0 failed: ")
+    assert any("the analysis thread broke off" in event["message"] for event in run.events)
     assert pipeline.counters.written == 20
     assert pipeline.counters.not_analysed == {"failed": 20}
     assert run.table["skipped"].tolist() == [Skipped.FAILED] * 20

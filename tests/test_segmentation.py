@@ -46,6 +46,14 @@ def test_scaling_ignores_offset_and_contrast(offset: int, gain: int) -> None:
     np.testing.assert_allclose(scale(image.astype(np.uint16) * gain + offset), scale(image), atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@given(st.data())
+def test_whole_numbers_are_scaled_as_floats_are(dtype: type, data: st.DataObject) -> None:
+    """Their percentiles are found by counting, those of floats by sorting."""
+    image = data.draw(hnp.arrays(dtype, hnp.array_shapes(min_dims=2, max_dims=2, min_side=16, max_side=40)))
+    np.testing.assert_array_equal(scale(image), scale(image.astype(np.float32)))
+
+
 @given(hnp.arrays(np.float32, (16, 20), elements=st.floats(width=32)))
 def test_scaling_is_finite_whatever_the_pixels(image: np.ndarray) -> None:
     assert np.isfinite(scale(image)).all()

@@ -19,7 +19,13 @@ _REACH = 8
 _COARSE = 4
 
 # numba knows no enumerations of integers by their own type.
-_SKYRMION, _BACKGROUND = int(Class.SKYRMION), int(Class.BACKGROUND)
+_SKYRMION, _BACKGROUND, _OUTSIDE = int(Class.SKYRMION), int(Class.BACKGROUND), int(Class.OUTSIDE)
+_BOTH = 2  # where -1 keeps dark objects, 1 bright ones, 0 those of the larger part
+_NO_IMAGE = np.zeros((0, 0), np.float32)
+
+#: Best steps of a 3x3 chamfer distance, px.
+_STRAIGHT, _DIAGONAL = 0.955, 1.3693
+
 _SKYRMION_KIND, _STRIPE = int(Kind.SKYRMION), int(Kind.STRIPE)
 
 
@@ -50,22 +56,12 @@ def measure(
     Returns:
         The mask itself with its table of objects, in the order of their first pixels, and its counts.
     """
-    runs, components = _find_runs(mask)
-    shapes = _measure_shapes(runs, components)
-    kept = np.ones(components, np.bool_)
-    if image is not None and polarity != "both":
-        kept = _keep_polarity(mask, image, runs, shapes, {"auto": 0, "dark": -1, "bright": 1}[polarity])
-    found = float(shapes.area[kept].sum())
-    on_sample = mask.size - int(np.count_nonzero(mask == Class.OUTSIDE))
-    kept &= shapes.area >= min_area_px
-    objects: Objects = np.zeros(np.count_nonzero(kept), OBJECT_DTYPE)
-    stripes = _fill_table(objects, kept, shapes, _inner_radius(runs, mask.shape), stripe_slenderness, mask.shape)
+    sign = {"dark": -1, "auto": 0, "bright": 1, "both": _BOTH}[polarity if image is not None else "both"]
+    objects, stripes, area_fraction = _measure(
+        mask, _NO_IMAGE if image is None else image, sign, float(min_area_px), stripe_slenderness
+    )
     return Segmentation(
-        mask=mask,
-        objects=objects,
-        count=len(objects) - stripes,
-        stripes=stripes,
-        area_fraction=found / on_sample if on_sample else 0.0,
+        mask=mask, objects=objects, count=len(objects) - stripes, stripes=stripes, area_fraction=area_fraction
     )
 
 
@@ -234,22 +230,66 @@ def _sum_background(mask: Mask, image: NDArray[np.float32]) -> tuple[NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _inner_radius(runs: _Runs, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Radius of the largest disc inside each component, at least 1 px; the image's border counts as its edge.
+def _surely_compact(runs: _Runs, shapes: _Shapes, stripe_slenderness: float) -> NDArray[np.bool_]:
+    """Which components are no stripe by the disc around their middle alone; the largest one inside may be larger.
+
+    The disc ends at the nearest pixel outside in the distance of `_inner_radius`. In the rows that the component
+    covers at its middle column, without a gap from its middle row, that pixel is next to a run; else it is the first
+    row that is not covered.
+    """
+    components = len(shapes.area)
+    row, column = np.empty(components, np.int32), np.empty(components, np.int32)
+    above, below, covered = (
+        np.empty(components, np.int32),
+        np.empty(components, np.int32),
+        np.empty(components, np.int32),
+    )
+    for c in range(components):
+        row[c], column[c] = round(shapes.y[c]), round(shapes.x[c])
+        above[c], below[c], covered[c] = shapes.top[c] - 1, row[c], shapes.top[c] - 1
+    for run in range(len(runs.row)):
+        c, y = runs.component[run], runs.row[run]
+        if runs.start[run] <= column[c] < runs.end[run]:
+            if y <= row[c] and y != covered[c] + 1:
+                above[c] = y - 1
+            if y == below[c]:
+                below[c] = y + 1
+            covered[c] = y
+    radius = np.empty(components)
+    for c in range(components):
+        inside = below[c] > row[c]
+        radius[c] = _STRAIGHT * min(row[c] - above[c], below[c] - row[c]) if inside else 0.0
+    for run in range(len(runs.row)):
+        c, y = runs.component[run], runs.row[run]
+        if above[c] < y < below[c] and runs.start[run] <= column[c] < runs.end[run]:
+            along, across = min(column[c] - runs.start[run] + 1, runs.end[run] - column[c]), abs(y - row[c])
+            radius[c] = min(radius[c], _STRAIGHT * abs(along - across) + _DIAGONAL * min(along, across))
+    return shapes.area < stripe_slenderness * math.pi * radius**2 * (1 - 1e-5)
+
+
+@njit(cache=True, nogil=True)
+def _inner_radius(runs: _Runs, wanted: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Radius of the largest disc inside each wanted component, at least 1 px; the image's border counts as its edge.
 
     Source: the 3x3 chamfer distance, with its best steps of .955 and 1.3693 px, of G. Borgefors, Comput. Vis. Graph.
     Image Process. 34, 344 (1986), https://doi.org/10.1016/S0734-189X(86)80047-0; along the runs only.
     """
-    straight, diagonal = np.float32(0.955), np.float32(1.3693)
+    straight, diagonal = np.float32(_STRAIGHT), np.float32(_DIAGONAL)
+    radius = np.ones(len(wanted))
+    if not wanted.any():
+        return radius
     distance = np.zeros((shape[0] + 2, shape[1] + 2), np.float32)  # 0 around the image
-    radius = np.ones(runs.component.max() + 1 if len(runs.component) else 0)
     for run in range(len(runs.row)):
+        if not wanted[runs.component[run]]:
+            continue
         row, start, end = runs.row[run], runs.start[run], runs.end[run]
         above, line, nearest = distance[row, start : end + 2], distance[row + 1, start + 1 : end + 1], np.float32(0)
         for x in range(end - start):
             through = min(above[x + 1] + straight, min(above[x], above[x + 2]) + diagonal)
             line[x] = nearest = min(nearest + straight, through)
     for run in range(len(runs.row) - 1, -1, -1):
+        if not wanted[runs.component[run]]:
+            continue
         row, start, end = runs.row[run], runs.start[run], runs.end[run]
         below, line, nearest = distance[row + 2, start : end + 2], distance[row + 1, start + 1 : end + 1], np.float32(0)
         largest = np.float32(0)
@@ -295,3 +335,31 @@ def _fill_table(
         found["border"] = left == 0 or top == 0 or right == shape[1] - 1 or bottom == shape[0] - 1
         row += 1
     return stripes
+
+
+@njit(cache=True, nogil=True)
+def _measure(
+    mask: Mask, image: NDArray[np.float32], sign: int, min_area_px: float, stripe_slenderness: float
+) -> tuple[Objects, int, float]:
+    """All steps in one call: the objects, how many of them are stripes, the share of the sample that is skyrmion."""
+    outside = 0
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            outside += mask[y, x] == _OUTSIDE
+    runs, components = _find_runs(mask)
+    shapes = _measure_shapes(runs, components)
+    kept = np.ones(components, np.bool_)
+    if sign != _BOTH:
+        kept = _keep_polarity(mask, image, runs, shapes, sign)
+    found, rows = 0.0, 0
+    for c in range(components):
+        found += shapes.area[c] if kept[c] else 0.0
+        kept[c] &= shapes.area[c] >= min_area_px
+        rows += kept[c]
+    objects = np.zeros(rows, OBJECT_DTYPE)
+    compact = _surely_compact(runs, shapes, stripe_slenderness)
+    radius = _inner_radius(runs, kept & ~compact, mask.shape)
+    radius[compact] = np.inf
+    stripes = _fill_table(objects, kept, shapes, radius, stripe_slenderness, mask.shape)
+    on_sample = mask.size - outside
+    return objects, stripes, found / on_sample if on_sample else 0.0

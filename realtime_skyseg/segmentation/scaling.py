@@ -3,15 +3,15 @@
 from typing import Any, Literal
 
 import numpy as np
-from numba import float32, njit, uint8, uint16, void
+from numba import float32, float64, int32, int64, njit, uint8, uint16, void
 from numba.core.types import Array
 from numpy.typing import NDArray
 
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Image
 
-#: Percentiles are taken on at most about this many pixels, on a regular grid: sorting all of them costs more
-#: than the network on a small frame, and 1 % of 20,000 pixels is known to a few per cent of itself.
+#: Percentiles are taken on at most about this many pixels, on a regular grid: to sort all of them (floats) costs
+#: more than the network on a small frame, and 1 % of 20,000 pixels is known to a few per cent of itself.
 _SAMPLE_PX = 20_000
 
 _MIN_SIDE_PX = 16
@@ -61,11 +61,11 @@ def _scale_into(image: Image, out: NDArray[np.float32], how: Scaling) -> None:
         _scale_pixels(rows, np.float32(gain), np.float32(offset * gain), limit, out)
 
 
-# For the kinds of pixels that there are, at import: no frame waits for a compiler.
+# For the kinds of pixels that there are, at import: no frame waits for a compiler. Python's lock is kept: the loops are
+# shorter than what another thread would do with it, which the frame would then wait for (0.7 -> 0.3 ms in a run).
 @njit(
     [void(Array(kind, 2, "C", readonly=True), float32, float32, float32, float32[:, ::1]) for kind in _NUMBA_TYPES],
     cache=True,
-    nogil=True,
 )
 def _scale_pixels(
     image: Image, gain: np.float32, offset: np.float32, limit: np.float32, out: NDArray[np.float32]
@@ -85,20 +85,52 @@ def _range(image: Image) -> tuple[float, float]:
 
 
 def _percentiles(image: Image) -> tuple[float, float]:
-    """Median and 1 / (99th - 1st percentile); a gain of 0 where all pixels are equal or none is finite."""
+    """Median and 1 / (99th - 1st percentile); a gain of 0 where all pixels are equal or none is finite.
+
+    The median is the mean of its two neighbours, and the percentiles mirror each other, so that an inverted image
+    gives the inverted result.
+    """
     step = max(1, int((image.size / _SAMPLE_PX) ** 0.5))
-    sample = image[::step, ::step].ravel()
+    sample = image[::step, ::step]
     if image.dtype == np.float32:
         sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         return 0.0, 0.0
-    low, median, high = _order_statistics(sample)
+    last = sample.size - 1
+    ranks = last // 100, last // 2, last - last // 2, last - last // 100
+    if image.dtype == np.float32:
+        ordered = np.partition(sample, sorted(set(ranks)))
+        low, below, above, high = (float(ordered[rank]) for rank in ranks)
+    else:
+        levels = np.empty(len(ranks))
+        _order(sample, np.array(ranks, np.int64), np.zeros(256 if image.dtype == np.uint8 else 65536, np.int32), levels)
+        low, below, above, high = levels.tolist()
     spread = high - low
     if not spread > 0:
         # A constant background with few bright pixels on it still deserves a scale.
         finite = image[np.isfinite(image)] if image.dtype == np.float32 else image
         spread = float(finite.max()) - float(finite.min())
-    return median, 1.0 / spread if spread > 0 else 0.0
+    return (below + above) / 2, 1.0 / spread if spread > 0 else 0.0
+
+
+@njit(
+    [void(Array(kind, 2, "A", readonly=True), int64[::1], int32[::1], float64[::1]) for kind in (uint8, uint16)],
+    cache=True,
+)
+def _order(sample: Image, ranks: NDArray[np.int64], counts: NDArray[np.int32], levels: NDArray[np.float64]) -> None:
+    """Find the grey levels of ranks, which rise, by counting all levels: a tenth of the time of sorting.
+
+    Counts are zeros, one per grey level that there can be.
+    """
+    for y in range(sample.shape[0]):
+        for x in range(sample.shape[1]):
+            counts[sample[y, x]] += 1
+    upto = level = 0
+    for number, rank in enumerate(ranks):
+        while upto + counts[level] <= rank:
+            upto += counts[level]
+            level += 1
+        levels[number] = level
 
 
 def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "percentiles") -> None:
@@ -154,15 +186,3 @@ def check(image: Image) -> None:
 def _mirrored(n: int, more: int) -> NDArray[np.intp]:
     """Which of `n` rows stand in the `more` rows beyond them: the last one first, back and forth as often as needed."""
     return np.pad(np.arange(n), (0, more), mode="symmetric")[n:]
-
-
-def _order_statistics(
-    sample: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32],
-) -> tuple[float, float, float]:
-    """1st percentile, median and 99th percentile, mirrored into each other when the sample is inverted."""
-    last = sample.size - 1
-    rank = last // 100
-    ranks = [rank, last // 2, last - last // 2, last - rank]
-    ordered = np.partition(sample, sorted(set(ranks)))
-    low, below, above, high = (float(ordered[r]) for r in ranks)
-    return low, (below + above) / 2, high

@@ -153,11 +153,8 @@ class Publisher:
     def serve(self) -> None:
         """Take notice of who joined or left; who joins gets the header."""
         joined = False
-        while True:
-            try:
-                change = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        while int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            change = self._socket.recv(zmq.NOBLOCK)
             if change[:1] == b"\x01":
                 self.subscriptions += 1
                 joined = True
