@@ -1,10 +1,12 @@
-"""Accuracy against latency of the network's shapes: a small grid of stems, channels and depths, and what was trained.
+"""Accuracy against latency of the network's shapes: a small grid of stems, channels, depths and split convolutions.
 
-    python benchmarks/front.py --plot docs/images/front.png [--json FILE] [--rounds N]
+    python benchmarks/front.py OUT [--train --data FOLDER] [--plot docs/images/front.png] [--json FILE] [--rounds N]
 
-Latency depends on a network's shape alone, so shapes of the grid are timed with random weights, in bfloat16 (float32
-where the processor has none), all in turn. Accuracy stands only at the shapes that were trained: the figures in the
-model files of the shipped models, and for the graph in 8 bits those of `--scores`, on fold 5.
+`--train` trains each shape of the grid on folds 0 to 3 by configs/train.yaml, all alike and without a teacher, and
+scores it on fold 5: some five minutes each on a core. FOLDER has images/, labels/ and table.csv. OUT gets a model and a
+JSON file per shape; what is there already is not trained again. Latency depends on the shape alone, and is that of
+random weights, in bfloat16 (float32 where the processor has none), all in turn. Two more points are the shipped models,
+which were trained for longer.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,35 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
+from realtime_skyseg.config import SHAPE_KEYS, load_training
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.model import Model, NetworkShape, save_model
 from realtime_skyseg.segmentation.network import UNet
 from realtime_skyseg.segmentation.openvino_engine import capabilities, graph_of, openvino
+from realtime_skyseg.training.train import Training
 
 SIZE = (512, 672)
+KEYS = ("skyrmion_iou", "object_f1")
 GRID = [
-    NetworkShape(unshuffle, filters, depth)
-    for unshuffle, filters, depth in (
-        (1, 8, 3), (2, 8, 2), (2, 8, 3), (2, 16, 2), (2, 16, 3), (2, 16, 4), (2, 24, 3), (2, 32, 2), (2, 32, 3),
-        (4, 16, 2), (4, 24, 2), (4, 32, 2), (4, 48, 2),
-    )
+    NetworkShape(2, 8, 3), NetworkShape(2, 16, 2), NetworkShape(2, 16, 3), NetworkShape(2, 16, 3, doubled_from=2),
+    NetworkShape(2, 16, 3, doubled_from=2, split_levels=1), NetworkShape(2, 16, 3, doubled_from=2, split_levels=4),
+    NetworkShape(2, 16, 3, split_levels=4), NetworkShape(4, 32, 2, doubled_from=2),
 ]  # fmt: skip
+
+
+def train(shape: NetworkShape, out: Path, data: Path) -> None:
+    """Train and score a shape; nothing where that was done."""
+    result = out / f"{label(shape)}.json"
+    if result.is_file():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    values = {key: value for key, value in asdict(shape).items() if key in SHAPE_KEYS}
+    values |= {"images": data / "images", "labels": data / "labels", "table": data / "table.csv"}
+    values["out"] = out / f"{label(shape)}.safetensors"
+    config = Path(__file__).parents[1] / "configs" / "train.yaml"
+    training = Training(load_training(config, [f"{key}={value}" for key, value in values.items()]))
+    figures = load_model(str(training.run())).training["validation"]
+    result.write_text(json.dumps({key: figures[key] for key in KEYS}))
 
 
 def request_of(graph: openvino.Model) -> Any:
@@ -59,8 +78,17 @@ def model_of(shape: NetworkShape, folder: Path) -> Model:
 
 
 def label(shape: NetworkShape) -> str:
-    """Stem, channels and depth."""
-    return f"u{shape.unshuffle} f{shape.filters} d{shape.depth}"
+    """Stem, channels and depth; `=` where the second level has as many channels, `s` and the levels that are split."""
+    same = "=" * (shape.doubled_from - 1)
+    return f"u{shape.unshuffle} f{shape.filters}{same} d{shape.depth}" + f" s{shape.split_levels}" * (
+        shape.split_levels > 0
+    )
+
+
+def described(model: Model) -> dict[str, Any]:
+    """Its arithmetic and parameters."""
+    parameters = sum(value.numel() for value in model.load_network().parameters())
+    return {"gflop": round(gflop(model), 2), "parameters": parameters}
 
 
 def gflop(model: Model) -> float:
@@ -73,35 +101,29 @@ def gflop(model: Model) -> float:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--scores", type=Path, metavar="JSON", help="of compact in 8 bits: skyseg evaluate --json")
     options = parser.parse_args()
+    if options.train:
+        if options.data is None:
+            parser.error("--train needs --data FOLDER")
+        for shape in GRID:
+            train(shape, options.out, options.data)
     points: dict[str, dict[str, Any]] = {}
     requests = {}
     with tempfile.TemporaryDirectory() as folder:
         for shape in GRID:
-            model = model_of(shape, Path(folder))
-            parameters = sum(value.numel() for value in model.load_network().parameters())
-            points[label(shape)] = {"gflop": round(gflop(model), 2), "parameters": parameters}
+            model, scores = model_of(shape, Path(folder)), options.out / f"{label(shape)}.json"
+            points[label(shape)] = described(model) | (json.loads(scores.read_text()) if scores.is_file() else {})
             requests[label(shape)] = request_of(graph_of(model, SIZE))
     for name in ("compact", "accurate"):
         model = load_model(name)
-        found = model.training["validation"]
-        for key in ("skyrmion_iou", "object_f1"):
-            points[label(model.shape)][key] = found[key]
-        points[label(model.shape)]["model"] = name
-        if model.quantised.is_file():
-            points[f"{label(model.shape)} int8"] = {
-                "gflop": points[label(model.shape)]["gflop"],
-                "model": f"{name} int8",
-            }
-            requests[f"{label(model.shape)} int8"] = request_of(openvino.Core().read_model(model.quantised))
-    if options.scores:
-        found = json.loads(options.scores.read_text())
-        for key in ("skyrmion_iou", "object_f1"):
-            points[f"{label(load_model('compact').shape)} int8"][key] = found[key]
+        points[name] = described(model) | {key: model.training["validation"][key] for key in KEYS}
+        requests[name] = request_of(graph_of(model, SIZE))
     times: dict[str, list[float]] = {name: [] for name in requests}
     for _ in range(options.rounds):
         for name, request in requests.items():
@@ -111,40 +133,37 @@ def main() -> None:
                 request.infer()
                 calls.append((time.perf_counter() - begun) * 1e3)
             times[name].append(statistics.median(calls))
-    print("| shape | GFLOP | ms | IoU | object F1 |\n| --- | --- | --- | --- | --- |")
+    print("| shape | parameters | GFLOP | ms | IoU | object F1 |\n| --- | --- | --- | --- | --- | --- |")
     for name, point in sorted(points.items(), key=lambda item: statistics.median(times[item[0]])):
         point["ms"] = round(statistics.median(times[name]), 2)
-        scores = " | ".join(f"{point[key]:.3f}" if key in point else "" for key in ("skyrmion_iou", "object_f1"))
-        which = f" ({point['model']})" if "model" in point else ""
-        print(f"| {name}{which} | {point['gflop']} | {point['ms']} | {scores} |")
+        scores = " | ".join(f"{point[key]:.3f}" if key in point else "" for key in KEYS)
+        print(f"| {name} | {point['parameters']:,} | {point['gflop']} | {point['ms']} | {scores} |")
     if options.json:
         options.json.write_text(json.dumps(points, indent=1))
     if options.plot:
-        draw(points, options.plot)
+        draw({name: point for name, point in points.items() if KEYS[0] in point}, options.plot)
 
 
 def draw(points: dict[str, dict[str, Any]], path: Path) -> None:
-    """Above, the accuracy of the trained shapes; below, the work of all shapes; both over latency."""
+    """Both scores over latency; the front joins the trainings that no faster one of the grid is better than."""
     figure = Figure(figsize=(9, 8), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    trained = [point for point in points.values() if "skyrmion_iou" in point]
-    for key, colour, text in (("skyrmion_iou", "tab:red", "skyrmion IoU"), ("object_f1", "tab:blue", "object F1")):
-        above.plot([p["ms"] for p in trained], [p[key] for p in trained], "o", color=colour, label=f"{text}, fold 5")
-    for point in trained:
-        place = (point["ms"], point["skyrmion_iou"])
-        above.annotate(point["model"], place, (0, -14), textcoords="offset points", fontsize=8, ha="center")
-    above.set(ylabel="score", ylim=(0.74, 0.84))
-    above.legend(title="trained shapes only", fontsize=8)
-    for name, point in points.items():
-        colour = "tab:red" if point in trained else "gray"
-        below.plot(point["ms"], point["gflop"], "o", color=colour)
-        below.annotate(name, (point["ms"], point["gflop"]), (5, 3), textcoords="offset points", fontsize=7)
-    below.set(xscale="log", yscale="log", ylabel="GFLOP per frame (grey: never trained)")
-    below.set(xlabel="latency of the network, 512x672, bf16 unless named (ms)")
-    below.margins(x=0.12)
-    for axis in (below.xaxis, below.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
+    titles = {"skyrmion_iou": "skyrmion IoU", "object_f1": "object F1"}
+    shipped = {"compact", "accurate"}
+    for axes, key in zip(figure.subplots(2, 1, sharex=True), KEYS, strict=True):
+        best, front = -1.0, []
+        for name, point in sorted(points.items(), key=lambda item: item[1]["ms"]):
+            colour = "tab:red" if name in shipped else "tab:blue"
+            axes.plot(point["ms"], point[key], "o", color=colour)
+            axes.annotate(name, (point["ms"], point[key]), (6, -3), textcoords="offset points", fontsize=8)
+            if name not in shipped and point[key] > best:
+                best = point[key]
+                front.append((point["ms"], best))
+        axes.plot(*zip(*front, strict=True), "--", color="tab:blue", linewidth=1)
+        axes.set(ylabel=f"{titles[key]}, fold 5", xscale="log")
+        axes.margins(x=0.15, y=0.15)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="latency of the network, 512x672 (ms); blue: trained alike, red: as shipped")
     figure.savefig(path, dpi=90)
 
 

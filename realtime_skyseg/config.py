@@ -374,6 +374,10 @@ DEMO: dict[str, Any] = {
 ClassName = Literal["background", "skyrmion", "defect", "outside", "edge"]
 
 
+#: Keys of `TrainingSettings` that make the network.
+SHAPE_KEYS = {"unshuffle", "filters", "depth", "doubled_from", "split_levels"}
+
+
 class TrainingSettings(Section):
     """What `skyseg train` needs to know."""
 
@@ -423,6 +427,10 @@ class TrainingSettings(Section):
     """Channels of the first level."""
     depth: Annotated[int, Field(ge=1, le=5)] = 3
     """Levels above the lowest."""
+    doubled_from: Annotated[int, Field(ge=1, le=5)] = 1
+    """The first level, counted from 0, that has twice the channels of the one above; so on below."""
+    split_levels: Annotated[int, Field(ge=0, le=6)] = 0
+    """Levels, from the first, with convolutions of 1x3 and 3x1 in the place of 3x3: two thirds of the work."""
 
     @model_validator(mode="after")
     def _check_split(self) -> Self:
@@ -437,7 +445,7 @@ class TrainingSettings(Section):
             raise ValueError(
                 f"validate_folds has fold {sorted(both)[0]}, which is among train_folds; allowed: folds not trained on"
             )
-        fixed = {"unshuffle", "filters", "depth"} & self.model_fields_set
+        fixed = SHAPE_KEYS & self.model_fields_set
         if self.start_from and fixed:
             raise ValueError(f"{sorted(fixed)[0]} is fixed by the model of start_from; leave it out")
         return self

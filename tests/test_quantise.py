@@ -15,16 +15,16 @@ from realtime_skyseg.segmentation.engine import MIN_AGREEMENT_INT8
 from realtime_skyseg.segmentation.openvino_engine import openvino  # that it sends no statistics
 from realtime_skyseg.segmentation.quantise import quantise
 
-COMPACT = load_model("compact")
+ACCURATE = load_model("accurate")
 
 
 @pytest.mark.parametrize("shape", [(96, 128), (90, 250)])
 def test_the_shipped_network_in_8_bits_at_any_size(tmp_path: Path, shape: tuple[int, int]) -> None:
     for _ in ("built", "read from the cache"):
-        engine = open_engine(COMPACT, shape, "openvino-int8", cache=tmp_path)
+        engine = open_engine(ACCURATE, shape, "openvino-int8", cache=tmp_path)
         assert engine.precision == "int8"
         assert MIN_AGREEMENT_INT8 <= engine.agreement < 1
-        assert engine.input.shape == COMPACT.shape.padded(shape)
+        assert engine.input.shape == ACCURATE.shape.padded(shape)
 
 
 def dirt(seed: int) -> np.ndarray:
@@ -43,30 +43,29 @@ def test_8_bits_count_no_more_dirt_than_float32() -> None:
     counted = {}
     engines: list[EngineChoice] = ["torch", "openvino-int8"]
     for engine in engines:
-        segmenter = sky.Segmenter.load("compact", engine, min_area_px=20)
+        segmenter = sky.Segmenter.load("accurate", engine, min_area_px=20)
         counted[engine] = np.mean([len(segmenter(dirt(seed)).objects) for seed in range(6)])
     assert counted["openvino-int8"] <= counted["torch"] + 0.5
 
 
 def test_8_bits_are_used_only_where_they_are_asked_for(tmp_path: Path) -> None:
-    assert open_engine(COMPACT, (64, 64), "openvino", cache=tmp_path).precision != "int8"
+    assert open_engine(ACCURATE, (64, 64), "openvino", cache=tmp_path).precision != "int8"
 
 
 def test_a_graph_of_other_weights_is_refused(tmp_path: Path) -> None:
-    model = load_model("accurate")
-    shutil.copy(model.path, tmp_path / "mine.safetensors")
+    shutil.copy(load_model("compact").path, tmp_path / "mine.safetensors")
     mine = load_model(str(tmp_path / "mine.safetensors"))
     with pytest.raises(ModelError, match=r"there is no '.*mine\.int8\.xml'; make it by skyseg quantise"):
         open_engine(mine, (64, 64), "openvino-int8", cache=tmp_path)
     for kind in (".xml", ".bin"):
-        shutil.copy(COMPACT.quantised.with_suffix(kind), tmp_path / f"mine.int8{kind}")
+        shutil.copy(ACCURATE.quantised.with_suffix(kind), tmp_path / f"mine.int8{kind}")
     with pytest.raises(ModelError, match=r"mine\.int8\.xml' was made of other weights"):
         open_engine(mine, (64, 64), "openvino-int8", cache=tmp_path)
 
 
 def test_a_graph_that_fails_the_gate_is_refused(tmp_path: Path) -> None:
-    shutil.copy(COMPACT.path, tmp_path / "mine.safetensors")
-    graph = openvino.Core().read_model(COMPACT.quantised)
+    shutil.copy(ACCURATE.path, tmp_path / "mine.safetensors")
+    graph = openvino.Core().read_model(ACCURATE.quantised)
     weights = next(node for node in graph.get_ops() if node.output(0).get_element_type() == openvino.Type.i8)
     upside_down = openvino.opset13.constant(-np.clip(weights.data, -127, 127))
     weights.output(0).replace(upside_down.output(0))
@@ -78,13 +77,13 @@ def test_a_graph_that_fails_the_gate_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("nncf") is not None, reason="nncf is installed")
 def test_quantising_names_what_it_needs() -> None:
     with pytest.raises(MissingExtraError, match=r"pip install 'realtime_skyseg\[quantise\]'"):
-        quantise(COMPACT, [np.zeros((64, 64), np.uint8)])
+        quantise(ACCURATE, [np.zeros((64, 64), np.uint8)])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="needs nncf: the extra quantise")
 def test_quantising(tmp_path: Path) -> None:
-    shutil.copy(COMPACT.path, tmp_path / "mine.safetensors")
+    shutil.copy(ACCURATE.path, tmp_path / "mine.safetensors")
     rng = np.random.default_rng(0)
     y, x = np.indices((128, 160))
     discs = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2 < 60) * 45

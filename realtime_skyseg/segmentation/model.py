@@ -24,13 +24,19 @@ class NetworkShape:
     """What fixes a network's layers.
 
     U-Net after Ronneberger et al., MICCAI 2015; the stem after Shi et al., CVPR 2016 (sub-pixel convolution); skips
-    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work. With
-    `up_multiplier` skips are concatenated and upsampling is a transposed convolution, as in the "Skyrmion U-Net".
+    are added, not concatenated, after Chaurasia and Culurciello, VCIP 2017, which saves a quarter of the work; split
+    convolutions after Romera et al., IEEE T-ITS 19, 263 (2018), need two thirds of it, and decide once more between
+    their halves. With `up_multiplier` skips are concatenated and upsampling is a transposed convolution, as in the
+    "Skyrmion U-Net".
     """
 
     unshuffle: int = 2  # the network works on 1/unshuffle of the image's grid
-    filters: int = 16  # channels of the first level; doubled at each level below
+    filters: int = 16  # channels of the first level
     depth: int = 3  # levels above the lowest
+    doubled_from: int = 1  # the first level, counted from 0, that has twice the channels of the one above; so on below
+    split_levels: int = (
+        0  # levels, from the first, of convolutions 1x3 and 3x1 in the place of 3x3; never the very first
+    )
     classes: int = len(Class)  # the first ones of `Class`
     kernel: int = 3  # side of the convolutions
     activation: Literal["relu", "mish"] = "relu"
@@ -45,6 +51,10 @@ class NetworkShape:
             # Pooling and upsampling look at most one pixel of their level further.
             reach += (convolutions * (self.kernel // 2) + (level > 0) * max(1, self.kernel // 2)) * 2**level
         return -(-reach * self.unshuffle // self.multiple) * self.multiple
+
+    def channels(self, level: int) -> int:
+        """Of a level, counted from 0."""
+        return self.filters << max(0, level - self.doubled_from + 1)
 
     @property
     def bytes_per_pixel(self) -> float:

@@ -7,18 +7,24 @@ from torch.nn import functional
 from realtime_skyseg.segmentation.model import NetworkShape
 
 
-def _block(inputs: int, outputs: int, shape: NetworkShape) -> nn.Sequential:
+def _convolution(inputs: int, outputs: int, height: int, width: int) -> list[nn.Module]:
+    if height % 2 and width % 2:
+        return [nn.Conv2d(inputs, outputs, (height, width), padding=(height // 2, width // 2), bias=False)]
+    # As TensorFlow pads: one more below and to the right.
+    padding = nn.ZeroPad2d(((width - 1) // 2, width // 2, (height - 1) // 2, height // 2))
+    return [padding, nn.Conv2d(inputs, outputs, (height, width), bias=False)]
+
+
+def _block(inputs: int, level: int, shape: NetworkShape, stem: bool = False) -> nn.Sequential:
+    side, outputs = shape.kernel, shape.channels(level)
     layers: list[nn.Module] = []
-    for channels in (inputs, outputs):
-        if shape.kernel % 2:
-            layers.append(nn.Conv2d(channels, outputs, shape.kernel, padding=shape.kernel // 2, bias=False))
-        else:
-            # As TensorFlow pads: one more below and to the right.
-            before, after = (shape.kernel - 1) // 2, shape.kernel // 2
-            layers.append(nn.ZeroPad2d((before, after, before, after)))
-            layers.append(nn.Conv2d(channels, outputs, shape.kernel, bias=False))
-        layers.append(nn.BatchNorm2d(outputs))
-        layers.append(nn.Mish() if shape.activation == "mish" else nn.ReLU(inplace=True))
+    for number in (0, 1):
+        split = level < shape.split_levels and not (stem and number == 0)
+        for height, width in ((1, side), (side, 1)) if split else ((side, side),):
+            layers += _convolution(inputs, outputs, height, width)
+            layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.Mish() if shape.activation == "mish" else nn.ReLU(inplace=True))
+            inputs = outputs
     return nn.Sequential(*layers)
 
 
@@ -49,21 +55,21 @@ class UNet(nn.Module):
         channels = shape.unshuffle**2
         self.down = nn.ModuleList()
         for level in range(shape.depth):
-            self.down.append(_block(channels, shape.filters << level, shape))
-            channels = shape.filters << level
-        self.lowest = _block(channels, shape.filters << shape.depth, shape)
-        channels = shape.filters << shape.depth
+            self.down.append(_block(channels, level, shape, stem=level == 0))
+            channels = shape.channels(level)
+        self.lowest = _block(channels, shape.depth, shape, stem=shape.depth == 0)
+        channels = shape.channels(shape.depth)
         self.reduce = nn.ModuleList()
         self.up = nn.ModuleList()
         for level in reversed(range(shape.depth)):
-            outputs = shape.filters << level
+            outputs = shape.channels(level)
             if shape.up_multiplier:
                 more = outputs * shape.up_multiplier
                 self.reduce.append(_Enlarge(channels, more, shape.kernel))
-                self.up.append(_block(more + outputs, outputs, shape))
+                self.up.append(_block(more + outputs, level, shape))
             else:
                 self.reduce.append(nn.Conv2d(channels, outputs, 1))
-                self.up.append(_block(outputs, outputs, shape))
+                self.up.append(_block(outputs, level, shape))
             channels = outputs
         self.head = nn.Conv2d(channels, shape.classes * shape.unshuffle**2, 1)
 
@@ -90,7 +96,8 @@ class MaskNet(nn.Module):
     """The network with its decision: (1, 1, height, width) float32 -> mask (1, 1, height, width) uint8.
 
     The class is decided on the small grid, before the pixel shuffle: one byte per pixel is moved to full
-    resolution instead of one float per pixel and class.
+    resolution instead of one float per pixel and class. Of equal logits the first class wins, as in `argmax`, which
+    is not used: runtimes take comparisons in one pass, and have an argmax of 32 or 64 bit integers only.
     """
 
     def __init__(self, network: UNet) -> None:
@@ -100,7 +107,9 @@ class MaskNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
         shape = self.network.shape
-        logits = self.network(image)
-        batch, _, height, width = logits.shape
-        per_class = logits.view(batch, shape.classes, shape.unshuffle**2, height, width)
-        return functional.pixel_shuffle(per_class.argmax(1).to(torch.uint8), shape.unshuffle)
+        highest, *others = self.network(image).split(shape.unshuffle**2, 1)
+        decided = torch.zeros_like(highest)
+        for number, logit in enumerate(others, 1):
+            decided = torch.where(logit > highest, float(number), decided)
+            highest = torch.maximum(highest, logit)
+        return functional.pixel_shuffle(decided.to(torch.uint8), shape.unshuffle)

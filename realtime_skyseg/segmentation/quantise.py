@@ -18,7 +18,7 @@ def quantise(model: Model, images: Sequence[Image]) -> float:
 
     Each layer's activations get the whole range that they have on the images (Krishnamoorthi, arXiv:1806.08342, section
     3): with ranges averaged over images, as is usual, dirt was cut off and counted. The convolutions at full
-    resolution, the first two and the last three, are left as they are, and so are the biases.
+    resolution, those of the first level, are left as they are, and so are the biases.
 
     Args:
         model: the model.
@@ -50,21 +50,27 @@ def quantise(model: Model, images: Sequence[Image]) -> float:
         scaled.append(np.empty((1, 1, *model.shape.padded(image.shape)), np.float32))
         scale_mirrored(image, scaled[-1][0, 0], model.scaling)
     original = graph_of(model, None)
-    convolutions = [op.get_friendly_name() for op in original.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    height, width = shape = model.shape.padded((512, 672))
+    fixed = original.clone()
+    fixed.reshape([1, 1, height, width])
+    finest = [
+        op.get_friendly_name()
+        for op in fixed.get_ordered_ops()
+        if op.get_type_name() == "Convolution" and op.get_output_shape(0)[2] * model.shape.unshuffle == height
+    ]
     graph = nncf.quantize(
         original,
         nncf.Dataset(scaled),
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=convolutions[:2] + convolutions[-3:]),
+        ignored_scope=nncf.IgnoredScope(names=finest),
         subset_size=len(scaled),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             disable_bias_correction=True, activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
         ),
     )
     graph.set_rt_info(model.sha256, ["skyseg", "model_sha256"])
-    shape = model.shape.padded((512, 672))
     fixed = graph.clone()
-    fixed.reshape([1, 1, *shape])
+    fixed.reshape([1, 1, height, width])
     request = openvino.Core().compile_model(fixed, "CPU").create_infer_request()
 
     def found(image: NDArray[np.float32]) -> Mask:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import TrainingSettings
+from realtime_skyseg.config import SHAPE_KEYS, TrainingSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.segmentation import load_model
@@ -66,7 +66,7 @@ class Training:
         if settings.start_from:
             network = _network_of("start_from", settings.start_from).train()
         else:
-            network = UNet(NetworkShape(settings.unshuffle, settings.filters, settings.depth))
+            network = UNet(NetworkShape(**settings.model_dump(include=SHAPE_KEYS)))
         self._network = self._ready(network)
         self._average = copy.deepcopy(self._network)
         self._best = copy.deepcopy(self._network)
@@ -201,7 +201,7 @@ class Training:
     def _record(self) -> dict[str, Any]:
         progress = self._progress
         here = {"images", "labels", "table", "out", "threads"}  # matter on this machine only
-        fixed = {"unshuffle", "filters", "depth"} if self.settings.start_from else set()
+        fixed = SHAPE_KEYS if self.settings.start_from else set()
         return {
             "settings": self.settings.model_dump(mode="json", exclude=here | fixed),
             "images": len(self.training),
