@@ -497,15 +497,18 @@ def _processor() -> str:
 def report(figures: dict[str, Any], line: Callable[[str], None]) -> None:
     """Print the figures, one line per run."""
     for run in figures["runs"]:
-        case, total, stream = run["case"], run["latency_ms"]["total"], run["stream"]
+        case, stream = run["case"], run["stream"]
+        total, others = run["latency_ms"]["total"], run["latency_ms"]["others"]
         rate = "as fast as it goes" if case["rate_hz"] is None else f"at {case['rate_hz']:g} Hz"
         stages = ", ".join(
-            f"{stage} {run['latency_ms'][stage]['p50']}" for stage in ("prepare", "segment", "measure", "publish")
+            f"{stage} {run['latency_ms'][stage]['p50']}"
+            for stage in ("queue", "prepare", "segment", "measure", "publish")
         )
         frames = f"{run['frames']['analysed']} of {run['frames']['received']} frames analysed, {run['rate_hz']:.1f}/s"
         line(
             f"{run['model']} {run['engine']} ({run['precision']}) {case['height']}x{case['width']} {rate}: {frames}; "
-            f"total p50 {total['p50']} p99 {total['p99']} max {total['max']} ms ({stages}); "
+            f"total p50 {total['p50']} p99 {total['p99']} max {total['max']} ms ({stages}; "
+            f"all but segment p50 {others['p50']} p99 {others['p99']}); "
             f"to a subscriber p50 {stream['p50']} ms"
         )
 

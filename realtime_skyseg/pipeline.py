@@ -34,7 +34,8 @@ _STOP_CHECK_S = 0.1
 #: Fill of the recorder's queue that gives an alarm, and below which the next alarm may be given.
 _ALARM_FILL, _CALM_FILL = 0.75, 0.5
 
-STAGES = ("queue", "prepare", "segment", "measure", "publish", "total")
+#: Of a frame's way; `others` is what all but `segment` takes together.
+STAGES = ("queue", "prepare", "segment", "measure", "publish", "others", "total")
 
 
 class Closed(Exception):  # noqa: N818  no error
@@ -437,6 +438,7 @@ class Pipeline:
                 segmented - prepared,
                 measured - segmented,
                 published - measured,
+                published - frame.handed_ns - (segmented - prepared),
                 published - frame.handed_ns,
             ),
             strict=True,

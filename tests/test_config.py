@@ -57,6 +57,7 @@ WRONG_TRAINING = [
     ),
     ({**DATA, "validate_share": 1.0}, "validate_share: 1.0 is not allowed"),
     ({**DATA, "start_from": "compact", "depth": 2}, "depth is fixed by the model of start_from"),
+    ({**DATA, "start_from": "compact", "split_levels": 2}, "split_levels is fixed by the model of start_from"),
     ({**DATA, "label_values": {0: "hole"}}, "label_values.0: 'hole' is not allowed"),
     ({**DATA, "step": 5}, "step: unknown key; did you mean 'steps'?"),
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,6 +17,8 @@ import realtime_skyseg as sky
 from realtime_skyseg.errors import FrameError, ModelError, ParityError, SettingsError
 from realtime_skyseg.segmentation import load_model, open_engine, scale, shipped_models
 from realtime_skyseg.segmentation.engine import TiledEngine, _tiles, check_parity
+from realtime_skyseg.segmentation.model import NetworkShape
+from realtime_skyseg.segmentation.network import UNet
 from realtime_skyseg.segmentation.scaling import scale_mirrored
 
 
@@ -202,6 +205,33 @@ def test_tiles_leave_no_seam(shape: tuple[int, int]) -> None:
         engine.input[: shape[0], : shape[1]] = image
     np.testing.assert_array_equal(whole.run(), tiled.run())
     assert (whole.run() == 1).any()
+
+
+SHAPES = [
+    NetworkShape(2, 4, 3),
+    NetworkShape(2, 4, 3, doubled_from=2, split_levels=1),
+    NetworkShape(4, 4, 2, doubled_from=3, split_levels=3),
+    NetworkShape(1, 4, 1, kernel=4, split_levels=1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_pixel_is_decided_by_what_lies_within_the_margin(shape: NetworkShape) -> None:
+    torch.manual_seed(0)
+    network = UNet(shape).eval()
+    side = 2 * shape.margin + 2 * shape.multiple
+    image = torch.zeros(1, 1, side, side)
+    before = network(image)
+    image[0, 0, 0, 0] = 1e6
+    changed = (network(image) != before).any(1)[0].nonzero()
+    assert 0 < (changed.max() + 1) * shape.unshuffle <= shape.margin + shape.multiple
+
+
+def test_the_shape_fixes_channels_and_convolutions() -> None:
+    network = UNet(NetworkShape(2, 16, 3, doubled_from=2, split_levels=1))
+    convolutions = [layer for layer in network.down[0] if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.kernel_size for layer in convolutions] == [(3, 3), (1, 3), (3, 1)]
+    assert [block[0].out_channels for block in [*network.down, network.lowest]] == [16, 16, 32, 64]
 
 
 @given(more=st.integers(1, 5000), inside=st.integers(1, 600), margin=st.integers(0, 300))

@@ -173,7 +173,7 @@ def test_run_prints_its_summary_as_json_last(
     assert summary["frames"] == {
         "received": 10, "analysed": 10, "written": 10, "not_analysed": {}, "not_written": {}, "camera_lost": 0,
     }  # fmt: skip
-    assert set(summary["latency_ms"]) == {"queue", "prepare", "segment", "measure", "publish", "total"}
+    assert set(summary["latency_ms"]) == {"queue", "prepare", "segment", "measure", "publish", "others", "total"}
     assert all(set(stage) == {"p50", "p99", "p99_9", "max"} for stage in summary["latency_ms"].values())
     assert {"rate_hz", "engine", "device", "model"} <= set(summary)
     assert cv2.imread(str(tmp_path / "run.png")) is not None
