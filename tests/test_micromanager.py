@@ -173,7 +173,7 @@ def live(folder: Path, camera: dict[str, Any]) -> Running:
             "camera": {"driver": "micromanager", **camera},
             "analysis": {"policy": "latest", "threads": 1},
             "stream": {"address": "tcp://127.0.0.1:0", "queue_messages": 20_000},
-            "record": {"folder": str(folder), "name": "run"},
+            "record": {"folder": str(folder), "name": "run", "queue_frames": 1000},  # other programs use the disk too
         }
     )
     running = Running(config)
