@@ -151,10 +151,14 @@ def draw(points: dict[str, dict[str, Any]], path: Path) -> None:
     shipped = {"compact", "accurate"}
     for axes, key in zip(figure.subplots(2, 1, sharex=True), KEYS, strict=True):
         best, front = -1.0, []
+        upwards = False
         for name, point in sorted(points.items(), key=lambda item: item[1]["ms"]):
-            colour = "tab:red" if name in shipped else "tab:blue"
-            axes.plot(point["ms"], point[key], "o", color=colour)
-            axes.annotate(name, (point["ms"], point[key]), (6, -3), textcoords="offset points", fontsize=8)
+            axes.plot(point["ms"], point[key], "o", color="tab:red" if name in shipped else "tab:blue")
+            upwards = name in shipped or not upwards  # neighbours' names go apart
+            place, turn, side = ((3, 5), 30, "bottom") if upwards else ((4, -5), -30, "top")
+            axes.annotate(
+                name, (point["ms"], point[key]), place, textcoords="offset points", fontsize=8, rotation=turn, va=side
+            )
             if name not in shipped and point[key] > best:
                 best = point[key]
                 front.append((point["ms"], best))

@@ -34,9 +34,7 @@ class NetworkShape:
     filters: int = 16  # channels of the first level
     depth: int = 3  # levels above the lowest
     doubled_from: int = 1  # the first level, counted from 0, that has twice the channels of the one above; so on below
-    split_levels: int = (
-        0  # levels, from the first, of convolutions 1x3 and 3x1 in the place of 3x3; never the very first
-    )
+    split_levels: int = 0  # levels, from the first, with 1x3 and 3x1 convolutions for 3x3; never the very first one
     classes: int = len(Class)  # the first ones of `Class`
     kernel: int = 3  # side of the convolutions
     activation: Literal["relu", "mish"] = "relu"
