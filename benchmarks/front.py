@@ -14,7 +14,6 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def train(shape: NetworkShape, out: Path, data: Path) -> None:
     if result.is_file():
         return
     out.mkdir(parents=True, exist_ok=True)
-    values = {key: value for key, value in asdict(shape).items() if key in SHAPE_KEYS}
+    values = {key: getattr(shape, key) for key in SHAPE_KEYS}
     values |= {"images": data / "images", "labels": data / "labels", "table": data / "table.csv"}
     values["out"] = out / f"{label(shape)}.safetensors"
     config = Path(__file__).parents[1] / "configs" / "train.yaml"

@@ -363,14 +363,15 @@ class Pipeline:
     def _analyse(self) -> None:
         failing = False
         while True:
+            self._serve_stream()  # here, before the wait: a frame that has come does not wait for it
             try:
                 frame = self._to_analysis.get(self._publisher.seconds_to_heartbeat() if self._publisher else 60.0)
             except Closed:
                 break
-            if frame is None or self._events:
-                self._serve_stream()
             if frame is None:
                 continue
+            if self._events:
+                self._serve_stream()
             for index in range(self._following, frame.index):
                 self._skip(index, self._gap_cause)
             self._following = frame.index + 1
@@ -384,7 +385,6 @@ class Pipeline:
                     message = f"analysis of frame {frame.index} failed: {error}"
                     self._faults.append(message)
                     self.event("fault", message, frame.index)
-                self._serve_stream()
                 continue
             failing = False
             self.counters.analysed += 1
@@ -394,7 +394,6 @@ class Pipeline:
             if self.on_result:
                 self.on_result(result)
             self._notice_frozen(result.source_crc32, frame.index)
-            self._serve_stream()
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()
 
