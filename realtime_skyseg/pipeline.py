@@ -5,6 +5,7 @@ analysis thread   prepare -> segment -> measure -> publish, and the heartbeat
 recorder thread   writes raw frames, results and events to the run file; without room on the disk, events only
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -20,6 +21,7 @@ from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNo
 from realtime_skyseg.errors import CameraError, DiskFullError, SettingsError, SkysegError
 from realtime_skyseg.preparation import Preparation, Prepared
 from realtime_skyseg.records import Background, Counters, Event, Frame, Result, Skipped, TableRow
+from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter, crc32
 from realtime_skyseg.streaming import Publisher
@@ -43,49 +45,69 @@ class Closed(Exception):  # noqa: N818  no error
 
 
 class Channel(Generic[Item]):
-    """A bounded hand-over between threads. With `newest_wins` an item that finds it full replaces all that wait."""
+    """A bounded hand-over between threads, from any to one. With `newest_wins` an item that finds it full replaces all
+    that wait.
+
+    Who takes sleeps on a bare lock, which wakes it in half the time of a `threading.Condition`, frame by frame; who
+    puts waits for room, which is rare, on a condition.
+    """
 
     def __init__(self, capacity: int, newest_wins: bool = False) -> None:
         self._items: deque[Item] = deque()
         self._capacity = capacity
         self._newest_wins = newest_wins
         self._closed = False
-        self._changed = threading.Condition()
+        self._room = threading.Condition()  # held to put and to close
+        self._waiting = 0  # for room
+        self._news = threading.Lock()  # released where there is something to look for
+        self._news.acquire()
 
     @property
     def fill(self) -> float:
         """Share of the capacity that is taken."""
         return len(self._items) / self._capacity
 
-    def put(self, item: Item, wait: bool, timeout_s: float | None = None) -> bool:
-        """Hand an item over. False where the channel is closed, or full: at once, or with `wait` after `timeout_s`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._changed:
+    def put(self, item: Item, wait: bool, timeout_s: float | None = None, wake: bool = True) -> bool:
+        """Hand an item over. False where the channel is closed, or full: at once, or with `wait` after `timeout_s`.
+
+        Without `wake` whoever takes sleeps on until `wake` is called.
+        """
+        with self._room:
             if self._newest_wins and not self._closed and len(self._items) >= self._capacity:
                 self._items.clear()
-            while not self._closed and len(self._items) >= self._capacity:
-                left = None if deadline is None else deadline - time.monotonic()
-                if not wait or (left is not None and left <= 0):
-                    return False
-                self._changed.wait(left)
-            if self._closed:
+            if wait and len(self._items) >= self._capacity:
+                self._waiting += 1  # before the items are looked at: `get` looks in the other order
+                self._room.wait_for(lambda: self._closed or len(self._items) < self._capacity, timeout_s)
+                self._waiting -= 1
+            if self._closed or len(self._items) >= self._capacity:
                 return False
             self._items.append(item)
-            self._changed.notify_all()
-            return True
+        if wake:
+            self.wake()
+        return True
+
+    def wake(self) -> None:
+        """Wake whoever takes."""
+        with contextlib.suppress(RuntimeError):  # it was woken before, and did not look yet
+            self._news.release()
 
     def get(self, timeout_s: float) -> Item | None:
         """Take the oldest item; None when none came in time. Raises `Closed` once the channel is closed and empty."""
-        with self._changed:
-            if not self._items and not self._closed:
-                self._changed.wait(timeout_s)
-            if self._items:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            closed = self._closed  # before the items are looked at: nothing comes after
+            try:
                 item = self._items.popleft()
-                self._changed.notify_all()
-                return item
-            if self._closed:
-                raise Closed
-            return None
+                break
+            except IndexError:
+                if closed:
+                    raise Closed from None
+            if not self._news.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+                return None
+        if self._waiting:
+            with self._room:
+                self._room.notify_all()
+        return item
 
     @property
     def closed(self) -> bool:
@@ -94,9 +116,10 @@ class Channel(Generic[Item]):
 
     def close(self) -> None:
         """Refuse further items; those inside can still be taken."""
-        with self._changed:
+        with self._room:
             self._closed = True
-            self._changed.notify_all()
+            self._room.notify_all()
+        self.wake()
 
 
 class Latency:
@@ -219,8 +242,11 @@ class Pipeline:
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        camera, analysis, recorder = self._threads
+        camera.start()
+        analysis.start()
+        with patient_threads():
+            recorder.start()
 
     def stop(self) -> None:
         """Ask the camera thread to end; what was received is still analysed and written. For any thread."""
@@ -339,13 +365,17 @@ class Pipeline:
             self.counters.camera_lost += frame.camera_lost
             message = f"the camera lost {frame.camera_lost} frames before frame {frame.index}"
             self.event("camera_lost", message, frame.index, wait=waits)
-        taken = self._to_recorder.put(frame, wait=waits)
+        analysis_waits = waits and self._policy == "every"
+        # Into the recorder's queue first, as its order wants; but analysis is in a hurry and woken first. It would else
+        # wait for Python's lock, which the recorder takes when it begins to write.
+        taken = self._to_recorder.put(frame, wait=waits, wake=analysis_waits)
         if not taken:
             _count(self.counters.not_written, "queue_full")
         if not waits:
             self._watch_queue(self._to_recorder.fill if taken else 1.0, frame.index)
         # What does not fit here is noticed by the analysis as a gap in the indices.
-        self._to_analysis.put(frame, wait=waits and self._policy == "every")
+        self._to_analysis.put(frame, wait=analysis_waits)
+        self._to_recorder.wake()
 
     def _watch_queue(self, fill: float, index: int) -> None:
         """Give an alarm at 75 % and at 100 % of the recorder's queue, each once until it is half empty again."""

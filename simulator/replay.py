@@ -11,6 +11,9 @@ from realtime_skyseg.errors import CameraError, RecordingError, SettingsError
 from realtime_skyseg.records import Frame
 from simulator.readers import BUNDLED, open_recording
 
+#: Longest pause between a frame and the decoding of the next one.
+_PAUSE_S = 0.02
+
 
 class ReplaySettings(DriverSettings):
     """Settings of the driver `replay`."""
@@ -65,6 +68,7 @@ class ReplayCamera:
         self._loop_began = 0  # number of the first frame of this pass
         self._loop_shift_ns = 0  # keeps recorded time stamps rising over loops
         self._start_s = -1.0
+        self._decoding_s = 0.0  # that the slowest frame took
         self._closed = False
         try:
             first = self._decode()
@@ -87,17 +91,32 @@ class ReplayCamera:
             raise CameraError(f"{self._recording.path}: read after close; allowed: read before close")
         if self._start_s < 0:
             self._start_s = time.perf_counter()
+        deadline_s = time.perf_counter() + timeout_s
         if self._next is None:
-            self._next = self._decode()
-        if self.rate_hz is not None:
-            wait_s = self._start_s + self._next.number / self.rate_hz - time.perf_counter()
-            if wait_s > timeout_s:
-                time.sleep(max(timeout_s, 0.0))
+            if not self._sleep(self._due_s(self._number - 1) + self._pause_s(), deadline_s):
                 return None
-            if wait_s > 0:
-                time.sleep(wait_s)
+            begun_s = time.perf_counter()
+            self._next = self._decode()
+            self._decoding_s = max(self._decoding_s, time.perf_counter() - begun_s)
+        if not self._sleep(self._due_s(self._next.number), deadline_s):
+            return None
         frame, self._next = self._next, None
         return frame
+
+    def _due_s(self, number: int) -> float:
+        return self._start_s + number / self.rate_hz if self.rate_hz else 0.0
+
+    def _pause_s(self) -> float:
+        """After a frame, before the next is decoded: a camera would not take the processor from its analysis."""
+        if self.rate_hz is None or self._decoding_s > 0.25 / self.rate_hz:
+            return 0.0
+        return min(0.5 / self.rate_hz, _PAUSE_S)
+
+    def _sleep(self, until_s: float, deadline_s: float) -> bool:
+        """Sleep until then; False where the deadline comes first."""
+        if (wait_s := min(until_s, deadline_s) - time.perf_counter()) > 0:
+            time.sleep(wait_s)
+        return until_s <= deadline_s
 
     def close(self) -> None:
         """Close the recording. Safe to call twice."""

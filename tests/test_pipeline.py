@@ -1,5 +1,7 @@
 """The way of a frame through the threads, with cameras of every temper; the books always balance."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,6 +297,57 @@ def test_closing_wakes_who_waits() -> None:
     full.close()
     waiter.join(5)
     assert answers == [False]
+
+
+def test_who_takes_may_be_left_asleep() -> None:
+    channel: Channel[int] = Channel(4)
+    taken: list[int | None] = []
+    taker = threading.Thread(target=lambda: taken.append(channel.get(5)))
+    taker.start()
+    channel.put(1, wait=False, wake=False)
+    taker.join(0.1)
+    assert taken == []
+    channel.wake()
+    taker.join(5)
+    assert taken == [1]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 50])
+def test_a_channel_of_many_that_put_and_one_that_takes(capacity: int) -> None:
+    """No item is lost or changes place with another of the same thread, and nobody sleeps on for good."""
+    channel: Channel[tuple[int, int]] = Channel(capacity)
+
+    def put(who: int) -> None:
+        for number in range(1000):
+            assert channel.put((who, number), wait=True, timeout_s=30)
+
+    putting = [threading.Thread(target=put, args=(who,)) for who in range(3)]
+    for thread in putting:
+        thread.start()
+    taken: list[tuple[int, int]] = []
+    while item := channel.get(0.5):
+        taken.append(item)
+    for thread in putting:
+        thread.join(5)
+    for who in range(3):
+        assert [number for one, number in taken if one == who] == list(range(1000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this policy")
+def test_the_recorder_takes_no_processor_from_the_analysis(tmp_path: Path, segmenter: Segmenter) -> None:
+    before = set(threading.enumerate())
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
+    pipeline = Pipeline(ListCamera(frames(10**9, pause_s=0.01)), segmenter, writer, None, "latest", 4, 64)
+    pipeline.start()
+    pipeline.wait(0.3)
+    policies = {thread.name: os.sched_getscheduler(thread.native_id or 0) for thread in threading.enumerate()}
+    pipeline.finish()
+    writer.close({}, 0)
+    assert {policies[thread.name] for thread in before} == {os.SCHED_OTHER}
+    assert (policies["skyseg-camera"], policies["skyseg-analysis"]) == (os.SCHED_OTHER, os.SCHED_OTHER)
+    patient = {name: policy for name, policy in policies.items() if name.startswith(("skyseg-rec", "skyseg-comp"))}
+    assert len(patient) >= 2
+    assert set(patient.values()) == {os.SCHED_BATCH}
 
 
 # --- stage clocks ---

@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError, StreamError
-from realtime_skyseg.records import OBJECT_DTYPE, Class, Event, Frame, Result
+from realtime_skyseg.records import OBJECT_DTYPE, Class, Event, Frame, Result, Segmentation
 from realtime_skyseg.streaming import (
     CountsMessage,
     EventMessage,
@@ -27,7 +28,7 @@ from realtime_skyseg.streaming import (
     Subscriber,
     decode,
 )
-from realtime_skyseg.streaming.messages import encode, object_columns
+from realtime_skyseg.streaming.messages import encode, encode_result, object_columns
 
 HEADER = {
     "filename": "/runs/run.h5",
@@ -159,15 +160,44 @@ def test_images_survive_the_wire(frame: int, mask: np.ndarray, objects: np.ndarr
     assert received.model_dump() == sent.model_dump()
 
 
+@given(
+    mask=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30)),
+    objects=hnp.arrays(OBJECT_DTYPE, st.integers(0, 20)),
+    field_mT=st.floats(-1e3, 1e3) | st.just(float("nan")),
+    drift_px=st.tuples(st.floats(-99, 99), st.floats(-99, 99)) | st.just((float("nan"), float("nan"))),
+    area_fraction=st.floats(0, 1),
+    run=st.text(max_size=20),
+)
+def test_a_result_is_sent_as_the_messages_of_its_frame(
+    mask: np.ndarray,
+    objects: np.ndarray,
+    field_mT: float,
+    drift_px: tuple[float, float],
+    area_fraction: float,
+    run: str,
+) -> None:
+    """Results are written without the checks of the message classes: they must hold all the same."""
+    frame = Frame(mask, number=12, camera_ns=99, index=7, received_ns=2**60, field_mT=field_mT)
+    found = Segmentation(mask, objects, count=5, stripes=2, area_fraction=area_fraction)
+    texts = encode_result(Result(frame, found, segmented_ns=2**60 + 1, drift_px=drift_px), run, 30)
+    image, counts = decode([texts[0], mask.tobytes()]), decode([texts[1]])
+    assert isinstance(image, ImageMessage)
+    assert isinstance(counts, CountsMessage)
+    assert [json.loads(encode(message)) for message in (image, counts)] == [json.loads(text) for text in texts]
+    assert (image.msg_number, counts.msg_number, image.run, counts.run) == (30, 31, run, run)
+    assert (image.frame, image.number, image.camera_ns, image.count, image.stripes) == (7, 12, 99, 5, 2)
+    assert (image.area_fraction, image.received_ns, image.segmented_ns) == (area_fraction, 2**60, 2**60 + 1)
+    assert image.field_mT == (None if np.isnan(field_mT) else field_mT)
+    assert image.drift_px == (None if np.isnan(drift_px[0]) else drift_px)
+    assert image.objects.tobytes() == objects.tobytes()
+    np.testing.assert_array_equal(image.mask, mask)
+    shared = counts.model_dump(exclude={"htype", "msg_number"})
+    assert shared.items() <= image.model_dump().items()
+
+
 def test_the_header_part_follows_stins() -> None:
     """What a reader of the MAX IV convention relies on: `htype` first, without spaces, and these keys."""
-    found = result(7)
-    image = ImageMessage(
-        msg_number=9, run="r", frame=7, shape=found.segmentation.mask.shape, number=7, count=0, stripes=0,
-        area_fraction=0.0, field_mT=None, camera_ns=-1, received_ns=1, segmented_ns=2,
-        **object_columns(found.segmentation.objects),
-    )  # fmt: skip
-    text = encode(image)
+    text, _ = encode_result(replace(result(7), frame=Frame(np.zeros((40, 60), np.uint8), number=7, index=7)), "r", 9)
     assert text.startswith(b'{"htype":"image","msg_number":9,')
     tree = json.loads(text)
     assert (tree["frame"], tree["shape"], tree["type"], tree["compression"]) == (7, [40, 60], "uint8", "none")

@@ -7,14 +7,16 @@ beyond the convention are ours. Every message of a run carries the next `msg_num
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from realtime_skyseg.errors import StreamError
-from realtime_skyseg.records import OBJECT_DTYPE, Mask, Objects
+from realtime_skyseg.records import OBJECT_DTYPE, Mask, Objects, Result
 
 SCHEMA = "skyseg-1"
 
@@ -135,12 +137,44 @@ _OBJECT_COLUMNS: list[tuple[str, str]] = [(name, OBJECT_DTYPE[name].str) for nam
 
 def object_columns(objects: Objects) -> dict[str, Any]:
     """The keys of an image message that hold a table of objects."""
-    return {"object_dtype": _OBJECT_COLUMNS, "objects_base64": base64.b64encode(objects.tobytes()).decode()}
+    return {"object_dtype": _OBJECT_COLUMNS, "objects_base64": base64.b64encode(objects.data).decode()}
 
 
 def encode(message: Message) -> bytes:
     """The JSON part of a message. NaN becomes null."""
     return message.model_dump_json(by_alias=True).encode()
+
+
+def encode_result(result: Result, run: str, msg_number: int) -> tuple[bytes, bytes]:
+    """The JSON of the image message of a frame, and of its counts message, which has the number after.
+
+    What `encode` gives for an `ImageMessage` and a `CountsMessage`, in half the time: what is ours is not validated.
+    """
+    frame, found = result.frame, result.segmentation
+    shared = {
+        "frame": frame.index,
+        "count": found.count,
+        "stripes": found.stripes,
+        "area_fraction": found.area_fraction,
+        "field_mT": frame.field_mT if math.isfinite(frame.field_mT) else None,
+        "received_ns": frame.received_ns,
+        "segmented_ns": result.segmented_ns,
+        "drift_px": result.drift_px if math.isfinite(result.drift_px[0]) else None,
+    }
+    image = {
+        "htype": "image",
+        "msg_number": msg_number,
+        "run": run,
+        "shape": found.mask.shape,
+        "type": "uint8",
+        "compression": "none",
+        "number": frame.number,
+        "camera_ns": frame.camera_ns,
+        **shared,
+        **object_columns(found.objects),
+    }
+    counts = {"htype": "skyseg_counts-1", "msg_number": msg_number + 1, "run": run, **shared}
+    return to_json(image, inf_nan_mode="null"), to_json(counts, inf_nan_mode="null")
 
 
 def decode(parts: Sequence[bytes]) -> Message:

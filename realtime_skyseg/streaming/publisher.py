@@ -4,23 +4,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zmq
 
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Event, Result
+from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.streaming.access import Doorkeeper, bind
 from realtime_skyseg.streaming.messages import (
-    CountsMessage,
     EventMessage,
     HeaderMessage,
     HeartbeatMessage,
-    ImageMessage,
     Message,
     SeriesEndMessage,
     encode,
-    object_columns,
+    encode_result,
 )
 
 #: What was published last may stay in flight for this long after the end.
@@ -55,7 +53,8 @@ class Publisher:
         self.subscriptions = 0
         self.lost_messages = 0
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
+        with patient_threads():  # the context's own begin with its first socket
+            self._socket = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.SNDHWM, settings.queue_messages)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every join, so that each gets the header
@@ -87,28 +86,10 @@ class Publisher:
     def result(self, result: Result) -> None:
         """Send a frame's mask and its counts."""
         self.serve()
-        frame, found = result.frame, result.segmentation
-        shared: dict[str, Any] = {
-            "frame": frame.index,
-            "count": found.count,
-            "stripes": found.stripes,
-            "area_fraction": found.area_fraction,
-            "field_mT": frame.field_mT if np.isfinite(frame.field_mT) else None,
-            "received_ns": frame.received_ns,
-            "segmented_ns": result.segmented_ns,
-            "drift_px": result.drift_px if np.isfinite(result.drift_px[0]) else None,
-        }
-        image = ImageMessage(
-            msg_number=self._take_number(),
-            run=self._run,
-            shape=(found.mask.shape[0], found.mask.shape[1]),
-            number=frame.number,
-            camera_ns=frame.camera_ns,
-            **object_columns(found.objects),
-            **shared,
-        )
-        self._send([encode(image), found.mask.data])
-        self._send([encode(CountsMessage(msg_number=self._take_number(), run=self._run, **shared))])
+        image, counts = encode_result(result, self._run, self._number)
+        self._number += 2
+        self._send([image, result.segmentation.mask.data])
+        self._send([counts])
 
     def event(self, event: Event) -> None:
         """Send an event."""
