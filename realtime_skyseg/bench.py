@@ -2,10 +2,11 @@
 that it keeps up with; and what others need for the same frames.
 
 Each measurement is a real run of the service, from a replayed recording to a subscriber in another process, with the
-run file written. Frames of other sizes are cut and mirrored from the recording's.
+run file written. Frames of other sizes are cut and mirrored from the recording's; frames of so many objects are made.
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import numpy as np
 import tifffile
 from rich.console import Console
@@ -38,6 +40,10 @@ from realtime_skyseg.streaming import ImageMessage, SeriesEndMessage, Subscriber
 
 #: Different frames in a recording that is replayed round and round.
 _FRAMES = 16
+
+#: Made frames: their size where none is asked for, and the smallest square that an object needs.
+_MADE_SHAPE = (512, 672)
+_LEAST_CELL_PX = 14
 
 #: Edges of the histograms of latency, ms: bins of 5 %.
 _EDGES_MS = np.geomspace(0.5, 5000, 190)
@@ -62,6 +68,7 @@ class Case:
     rate_hz: float | None = 25.0  # None: as fast as it goes
     seconds: float = 10.0
     source: str = "bundled"  # what camera driver `replay` takes as its path
+    objects: int | None = None  # per frame: frames are made instead of replaying `source`
     subscribers: int = 1  # all in one other process
 
 
@@ -90,11 +97,18 @@ def cases_of(
     rates: Sequence[float | None],
     seconds: float,
     source: str,
+    objects: int | None = None,
 ) -> list[Case]:
-    """All combinations. Raises `SettingsError` for a size that is none."""
+    """All combinations. Raises `SettingsError` for a size that is none, or too small for so many objects."""
     shapes: list[tuple[int, int] | None] = [_shape(size) for size in sizes] if sizes else [None]
+    if objects is not None:
+        shapes = [shape or _MADE_SHAPE for shape in shapes]
+        for height, width in filter(None, shapes):
+            most = height * width // _LEAST_CELL_PX**2
+            if not 1 <= objects <= most:
+                raise SettingsError(f"--objects {objects}: allowed on {height}x{width} px: 1 to {most}")
     return [
-        Case(model, engine, shape, rate_hz, seconds, source)
+        Case(model, engine, shape, rate_hz, seconds, source, objects)
         for shape, engine, model, rate_hz in product(shapes, engines, models, rates)
     ]
 
@@ -185,11 +199,10 @@ def against(
     Raises:
         StreamError: a peer's process failed.
     """
-    height, width = case.shape or _shape_of(case.source)
     segmenter = Segmenter.load(case.model, case.engine)
     with tempfile.TemporaryDirectory() as folder:
-        sized = str(_resized(case.source, (height, width), Path(folder) / "frames.tif")) if case.shape else case.source
-        frames = _frames(sized)
+        frames = _frames(_recording(case, Path(folder)))
+    height, width = frames[0].shape
     engine = segmenter.open((height, width))
     ours: dict[str, list[float]] = {"prepare": [], "segment": [], "measure": [], "whole": [], "service": []}
 
@@ -335,7 +348,7 @@ def listen(address: str, n: int = 1) -> None:
 
 
 def _measure(case: Case, folder: Path) -> dict[str, Any]:
-    path = case.source if case.shape is None else str(_resized(case.source, case.shape, folder / "frames.tif"))
+    path = _recording(case, folder)
     limit = {} if case.rate_hz is None else {"limit": max(2, round(case.rate_hz * case.seconds))}
     config = validate(
         {
@@ -379,9 +392,9 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
         client.join()
     if "error" in heard:
         raise StreamError(heard["error"])
-    height, width = case.shape or _shape_of(case.source)
     with open_run(summary.run_file) as run:
         table = run.table
+        height, width = run.raw.shape[1:]
         published = table["published_ns"] > 0
         total_ms = (table["published_ns"][published] - table["received_ns"][published]) / 1e6
     histograms = {
@@ -392,6 +405,7 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
     return {
         **{key: value for key, value in summary.as_dict().items() if key not in ("run_file", "run_files")},
         "case": {"height": height, "width": width, "rate_hz": case.rate_hz, "seconds": case.seconds},
+        "count": float(np.median(table["count"][published])) if published.any() else None,
         "stream": heard,
         "histograms_ms": histograms,
     }
@@ -426,21 +440,44 @@ def _frames(source: str) -> list[np.ndarray]:
     return frames
 
 
-def _resized(source: str, shape: tuple[int, int], path: Path) -> Path:
-    frames = [
+def _recording(case: Case, folder: Path) -> str:
+    """Path of a recording of the frames of a case."""
+    if case.objects is not None:
+        np.save(folder / "frames.npy", _made(case.objects, case.shape or _MADE_SHAPE))
+        return str(folder / "frames.npy")
+    if case.shape is None:
+        return case.source
+    grown = [
         np.pad(
-            frame, [(0, max(0, wanted - have)) for wanted, have in zip(shape, frame.shape, strict=True)], "symmetric"
+            frame,
+            [(0, max(0, wanted - have)) for wanted, have in zip(case.shape, frame.shape, strict=True)],
+            "symmetric",
         )
-        for frame in _frames(source)
+        for frame in _frames(case.source)
     ]
-    tifffile.imwrite(path, np.stack([frame[: shape[0], : shape[1]] for frame in frames]), photometric="minisblack")
-    return path
+    frames = np.stack([frame[: case.shape[0], : case.shape[1]] for frame in grown])
+    tifffile.imwrite(folder / "frames.tif", frames, photometric="minisblack")
+    return str(folder / "frames.tif")
 
 
-def _shape_of(source: str) -> tuple[int, int]:
-    camera = CameraSettings.model_validate({"driver": "replay", "path": source, "rate_hz": "max"}).open()
-    camera.close()
-    return camera.shape
+def _made(objects: int, shape: tuple[int, int]) -> np.ndarray:
+    """(frames, height, width) uint8: dark discs in noise, each near a place of a grid, as large as leaves a gap."""
+    height, width = shape
+    rng = np.random.default_rng(0)
+    columns = math.ceil(math.sqrt(objects * width / height))
+    rows = math.ceil(objects / columns)
+    cell = min(width / columns, height / rows)
+    frames = rng.normal(128, 14, (_FRAMES, height, width)).astype(np.float32)
+    for frame in frames:
+        discs = np.zeros(shape, np.uint8)
+        for place in rng.permutation(rows * columns)[:objects]:
+            row, column = divmod(int(place), columns)
+            x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
+            moved = rng.uniform(-cell / 8, cell / 8, 2)
+            radius = min(rng.uniform(0.15, 0.25) * cell, 20)
+            cv2.circle(discs, (round(x + moved[0]), round(y + moved[1])), round(radius), 1, -1)
+        frame -= 42 * discs
+    return np.clip(frames, 0, 255).astype(np.uint8)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -504,7 +541,10 @@ def report(figures: dict[str, Any], line: Callable[[str], None]) -> None:
             f"{stage} {run['latency_ms'][stage]['p50']}"
             for stage in ("queue", "prepare", "segment", "measure", "publish")
         )
-        frames = f"{run['frames']['analysed']} of {run['frames']['received']} frames analysed, {run['rate_hz']:.1f}/s"
+        frames = (
+            f"{run['frames']['analysed']} of {run['frames']['received']} frames analysed, {run['rate_hz']:.1f}/s, "
+            f"{run['count'] or 0:g} skyrmions each"
+        )
         line(
             f"{run['model']} {run['engine']} ({run['precision']}) {case['height']}x{case['width']} {rate}: {frames}; "
             f"total p50 {total['p50']} p99 {total['p99']} max {total['max']} ms ({stages}; "

@@ -171,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
                          "be repeated; default: 25")  # fmt: skip
     command.add_argument("--seconds", type=float, default=10.0, help="of each run; default: %(default)s")
     command.add_argument("--source", default="bundled", help="a recording; default: %(default)s")
+    command.add_argument("--objects", type=int, metavar="N", help="make frames of N dark discs in noise instead, of "
+                         "512x672 px or --size")  # fmt: skip
     command.add_argument("--saturation", action="store_true", help="search the highest rate without a missed frame")
     command.add_argument("--against", action="store_true", help="time the peers beside ours: the reference U-Nets in "
                          "TensorFlow, eager torch, a naive loop")  # fmt: skip
@@ -590,7 +592,7 @@ def _bench(options: argparse.Namespace) -> int:
         except ValueError:
             raise SettingsError(f"--rate-hz '{text}': allowed: frames per second, or max") from None
     models, engines = options.model or ["compact"], options.engine or ["auto"]
-    cases = cases_of(models, engines, options.size or [], rates, options.seconds, options.source)
+    cases = cases_of(models, engines, options.size or [], rates, options.seconds, options.source, options.objects)
     if options.against or options.saturation:
         if len(cases) > 1 or (options.against and options.saturation):
             raise SettingsError("--against, --saturation: allowed: one of them, with one model, engine, size and rate")

@@ -43,6 +43,17 @@ def test_figures_of_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lines[0].startswith("compact torch (float32) 96x128 at 10 Hz: ")
 
 
+@pytest.mark.parametrize(("objects", "size"), [(1, "64x64"), (300, "512x672")])
+def test_frames_of_so_many_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str], objects: int, size: str) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ["--objects", str(objects), "--size", size, "--seconds", "1", "--rate-hz", "5", "--json", str(out)]
+    assert main(["bench", *arguments]) == 0
+    figures = json.loads(out.read_text())["runs"][0]
+    assert figures["count"] == objects
+    assert "{height}x{width}".format(**figures["case"]) == size
+    assert f"{objects} skyrmions each" in capsys.readouterr().out
+
+
 def test_as_fast_as_it_goes_ends_in_time(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     assert main(["bench", "--seconds", "0.5", "--rate-hz", "max", "--size", "96x128", "--engine", "torch",
@@ -118,6 +129,8 @@ def test_a_peer_that_cannot_start() -> None:
         (["--source", "/nowhere.tif"], "/nowhere.tif"),
         (["--against", "--saturation"], "allowed: one of them"),
         (["--against", "--engine", "torch", "--engine", "openvino"], "allowed: one of them"),
+        (["--objects", "0"], "--objects 0: allowed on 512x672 px: 1 to 1755"),
+        (["--objects", "30", "--size", "512x512", "--size", "64x64"], "--objects 30: allowed on 64x64 px: 1 to 20"),
     ],
 )
 def test_wrong_use(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
