@@ -154,16 +154,16 @@ def draw(points: dict[str, dict[str, Any]], path: Path) -> None:
         for name, point in sorted(points.items(), key=lambda item: item[1]["ms"]):
             axes.plot(point["ms"], point[key], "o", color="tab:red" if name in shipped else "tab:blue")
             upwards = name in shipped or not upwards  # neighbours' names go apart
-            place, turn, side = ((3, 5), 30, "bottom") if upwards else ((4, -5), -30, "top")
+            place, turn, side = ((3, 5), 38, "bottom") if upwards else ((3, -5), -38, "top")
             axes.annotate(
                 name, (point["ms"], point[key]), place, textcoords="offset points", fontsize=8, rotation=turn, va=side
             )
             if name not in shipped and point[key] > best:
                 best = point[key]
                 front.append((point["ms"], best))
-        axes.plot(*zip(*front, strict=True), "--", color="tab:blue", linewidth=1)
+        axes.plot(*zip(*front, strict=True), "--", color="tab:blue", linewidth=1, alpha=0.4)
         axes.set(ylabel=f"{titles[key]}, fold 5", xscale="log")
-        axes.margins(x=0.15, y=0.15)
+        axes.margins(x=0.15, y=0.22)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="latency of the network, 512x672 (ms); blue: trained alike, red: as shipped")
