@@ -24,7 +24,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tifffile
 from rich.console import Console
 from rich.progress import track
 
@@ -33,6 +32,7 @@ from realtime_skyseg.devices import CameraEnded
 from realtime_skyseg.errors import SettingsError, StreamError
 from realtime_skyseg.peers import MARK
 from realtime_skyseg.pipeline import Pipeline
+from realtime_skyseg.records import Mask
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.service import Service
 from realtime_skyseg.storage import open_run
@@ -102,8 +102,7 @@ def cases_of(
     """All combinations. Raises `SettingsError` for a size that is none, or too small for so many objects."""
     shapes: list[tuple[int, int] | None] = [_shape(size) for size in sizes] if sizes else [None]
     if objects is not None:
-        shapes = [shape or _MADE_SHAPE for shape in shapes]
-        for height, width in filter(None, shapes):
+        for height, width in [shape or _MADE_SHAPE for shape in shapes]:
             most = height * width // _LEAST_CELL_PX**2
             if not 1 <= objects <= most:
                 raise SettingsError(f"--objects {objects}: allowed on {height}x{width} px: 1 to {most}")
@@ -442,42 +441,47 @@ def _frames(source: str) -> list[np.ndarray]:
 
 def _recording(case: Case, folder: Path) -> str:
     """Path of a recording of the frames of a case."""
-    if case.objects is not None:
-        np.save(folder / "frames.npy", _made(case.objects, case.shape or _MADE_SHAPE))
-        return str(folder / "frames.npy")
-    if case.shape is None:
+    if case.objects is None and case.shape is None:
         return case.source
+    shape = case.shape or _MADE_SHAPE
+    frames = _resized(_frames(case.source), shape) if case.objects is None else _made(case.objects, shape)
+    np.save(folder / "frames.npy", frames)
+    return str(folder / "frames.npy")
+
+
+def _resized(frames: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     grown = [
         np.pad(
-            frame,
-            [(0, max(0, wanted - have)) for wanted, have in zip(case.shape, frame.shape, strict=True)],
-            "symmetric",
+            frame, [(0, max(0, wanted - have)) for wanted, have in zip(shape, frame.shape, strict=True)], "symmetric"
         )
-        for frame in _frames(case.source)
+        for frame in frames
     ]
-    frames = np.stack([frame[: case.shape[0], : case.shape[1]] for frame in grown])
-    tifffile.imwrite(folder / "frames.tif", frames, photometric="minisblack")
-    return str(folder / "frames.tif")
+    return np.stack([frame[: shape[0], : shape[1]] for frame in grown])
 
 
 def _made(objects: int, shape: tuple[int, int]) -> np.ndarray:
-    """(frames, height, width) uint8: dark discs in noise, each near a place of a grid, as large as leaves a gap."""
-    height, width = shape
+    """(frames, height, width) uint8: dark discs in noise."""
     rng = np.random.default_rng(0)
+    frames = rng.normal(128, 14, (_FRAMES, *shape)).astype(np.float32)
+    for frame in frames:
+        frame -= 42 * discs(objects, shape, rng)
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+def discs(objects: int, shape: tuple[int, int], rng: np.random.Generator) -> Mask:
+    """(height, width), 1 in discs near the places of a grid: as large as leaves gaps, of 20 px radius at most."""
+    height, width = shape
     columns = math.ceil(math.sqrt(objects * width / height))
     rows = math.ceil(objects / columns)
     cell = min(width / columns, height / rows)
-    frames = rng.normal(128, 14, (_FRAMES, height, width)).astype(np.float32)
-    for frame in frames:
-        discs = np.zeros(shape, np.uint8)
-        for place in rng.permutation(rows * columns)[:objects]:
-            row, column = divmod(int(place), columns)
-            x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
-            moved = rng.uniform(-cell / 8, cell / 8, 2)
-            radius = min(rng.uniform(0.15, 0.25) * cell, 20)
-            cv2.circle(discs, (round(x + moved[0]), round(y + moved[1])), round(radius), 1, -1)
-        frame -= 42 * discs
-    return np.clip(frames, 0, 255).astype(np.uint8)
+    mask = np.zeros(shape, np.uint8)
+    for place in rng.permutation(rows * columns)[:objects]:
+        row, column = divmod(int(place), columns)
+        x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
+        moved = rng.uniform(-cell / 8, cell / 8, 2)
+        radius = min(rng.uniform(0.15, 0.25) * cell, 20)
+        cv2.circle(mask, (round(x + moved[0]), round(y + moved[1])), round(radius), 1, -1)
+    return mask
 
 
 def _shape(text: str) -> tuple[int, int]:

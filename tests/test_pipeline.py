@@ -175,6 +175,7 @@ def test_an_analysis_that_breaks_off_leaves_the_recording_whole(drive: Callable[
     publisher.close()  # its socket is gone: the first heartbeat breaks the analysis thread
     pipeline, run = drive(ListCamera(frames(20), waits=True), publisher=publisher)
     assert "the analysis thread broke off" in pipeline.fault
+    assert any("the analysis thread broke off" in event["message"] for event in run.events)
     assert pipeline.counters.written == 20
     assert pipeline.counters.not_analysed == {"failed": 20}
     assert run.table["skipped"].tolist() == [Skipped.FAILED] * 20
