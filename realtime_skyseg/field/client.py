@@ -72,6 +72,7 @@ class FieldGuard:
         self._answers: dict[int, dict[str, Any]] = {}
         self._ids = itertools.count()
         self._settled = False
+        self._halts = 0  # written under `_sending`
         self._was_set = False
         self._fault = ""
         self._gone = False
@@ -123,26 +124,44 @@ class FieldGuard:
             self._events.clear()
         return events
 
-    def set_mT(self, value: float) -> None:
+    @property
+    def halts(self) -> int:
+        """How many requests so far may not be overtaken: every `safe`, and every `stand_still` that says so."""
+        return self._halts
+
+    def set_mT(self, value: float, halts: int | None = None) -> None:
         """Go to a field; returns once the guard has accepted it, while the field is still on its way.
 
-        Raises:
-            FieldError: the value is not finite, outside the limits, refused after a fault, or not accepted within 5 s.
-        """
-        self._request("set", field_mT=_number(value))
+        Args:
+            value: the field.
+            halts: what `halts` was when the caller decided; where another halt has come since, nothing is sent.
 
-    def stand_still(self) -> float:
+        Raises:
+            FieldError: the value is not finite, outside the limits, refused after a fault, overtaken by a halt, or not
+                accepted within 5 s.
+        """
+        self._request("set", halts, field_mT=_number(value))
+
+    def stand_still(self, halt: bool = False) -> float:
         """Stop the field on its way, in place of whatever is under way; returns where it stays, in mT.
 
         The guard decides where, so that it goes neither on nor back. NaN: nothing was ever set, nothing moves.
 
+        Args:
+            halt: counts as one of `halts`, so that what was decided before it does not move the field after it.
+
         Raises:
             FieldError: as `set_mT`.
         """
-        return self._request("stand_still")
+        return self._request("stand_still", halt=halt)
 
     def demagnetise(
-        self, amplitude_mT: float, ratio: float = 0.8, smallest_mT: float | None = None, dwell_s: float = 0.2
+        self,
+        amplitude_mT: float,
+        ratio: float = 0.8,
+        smallest_mT: float | None = None,
+        dwell_s: float = 0.2,
+        halts: int | None = None,
     ) -> None:
         """Alternate the field, each swing smaller than the one before, and end at zero; returns once accepted.
 
@@ -153,26 +172,28 @@ class FieldGuard:
             ratio: of each swing to the one before, 0.1 to 0.99.
             smallest_mT: last swing at least; None: the tolerance.
             dwell_s: stay at each turn, once the read-back has settled.
+            halts: as of `set_mT`.
 
         Raises:
             FieldError: as `set_mT`.
         """
         self._request(
             "demagnetise",
+            halts,
             amplitude_mT=_number(amplitude_mT),
             ratio=_number(ratio),
             smallest_mT=_number(self._settings.tolerance_mT if smallest_mT is None else smallest_mT),
             dwell_s=_number(dwell_s),
         )
 
-    def pulse(self, in_plane_mT: float, seconds: float) -> None:
+    def pulse(self, in_plane_mT: float, seconds: float, halts: int | None = None) -> None:
         """Give an in-plane pulse; returns once it has begun. The out-of-plane field stays as it is.
 
         Raises:
             FieldError: as `set_mT`; or the pulse is outside `pulse_limit_mT` and `pulse_limit_s`, or the supply gives
                 none.
         """
-        self._request("pulse", in_plane_mT=_number(in_plane_mT), seconds=_number(seconds))
+        self._request("pulse", halts, in_plane_mT=_number(in_plane_mT), seconds=_number(seconds))
 
     def enter_mT(self, value: float) -> None:
         """Say what field a person has set; only for a source that can not be set by itself.
@@ -191,7 +212,7 @@ class FieldGuard:
             FieldError: the guard does not answer within 5 s.
         """
         if not self.fault:
-            self._request("safe", reason=reason)
+            self._request("safe", halt=True, reason=reason)
 
     def wait_settled(self, timeout_s: float) -> bool:
         """Wait until the last target is reached and read back within the tolerance; False where it is not in time.
@@ -291,14 +312,14 @@ class FieldGuard:
 
     # --- requests ---
 
-    def _request(self, do: str, **values: object) -> float:
+    def _request(self, do: str, halts: int | None = None, halt: bool = False, **values: object) -> float:
         """Ask the guard; returns what it answers with, NaN for most requests."""
         number = next(self._ids)
         with self._changed:
             if self._fault or self._gone or self._closing:
                 raise FieldError(f"the field guard takes no request: {self._fault or 'it is closed'}")
         try:
-            self._send({"do": do, "id": number, "sent_ns": time.time_ns(), **values})
+            self._send({"do": do, "id": number, "sent_ns": time.time_ns(), **values}, halts, halt)
         except OSError as error:
             raise FieldError(f"the field guard cannot be reached: {error}") from error
         with self._changed:
@@ -311,10 +332,13 @@ class FieldGuard:
             raise _error(answer["error"])
         return math.nan if answer["value"] is None else float(answer["value"])
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], halts: int | None = None, halt: bool = False) -> None:
         if not self._sending.acquire(timeout=ANSWER_S):
             raise OSError("it takes nothing any more")
         try:
+            if halts is not None and halts != self._halts:
+                raise FieldError(f"'{message['do']}' was overtaken by a request to stop, and is not sent")
+            self._halts += halt
             self._connection.sendall(json.dumps(message).encode() + b"\n")
         finally:
             self._sending.release()
