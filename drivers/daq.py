@@ -14,6 +14,8 @@ from realtime_skyseg.errors import FieldError
 class DaqSettings(DriverSettings):
     """Settings of the driver `daq`."""
 
+    identity: ClassVar[tuple[str, ...] | None] = ("output",)
+
     output: str
     """Analog output, for example `Dev1/ao0`."""
     input: str

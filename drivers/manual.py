@@ -10,6 +10,8 @@ from realtime_skyseg.errors import FieldError
 class ManualSettings(DriverSettings):
     """Settings of the driver `manual`: none of its own."""
 
+    identity: ClassVar[tuple[str, ...] | None] = None
+
 
 class ManualField:
     """Keeps the field that was entered last, as a `realtime_skyseg.devices.FieldSource` that can only be read.

@@ -33,6 +33,8 @@ class LoadedDevice(DriverSettings):
 class PropertySettings(DriverSettings):
     """Settings of the driver `mm_property`."""
 
+    identity: ClassVar[tuple[str, ...] | None] = ("mode", "device", "set_property", "configuration", "load", "port")
+
     mode: Literal["own", "attach"] = "own"
     """`own`: load the device in the field guard, which no open Micro-Manager may do at the same time; `attach`: use
     that of an open Micro-Manager whose server is on."""

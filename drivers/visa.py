@@ -42,6 +42,8 @@ class Supply(BaseModel):
 class VisaSettings(DriverSettings):
     """Settings of the driver `visa`."""
 
+    identity: ClassVar[tuple[str, ...] | None] = ("address", "library")
+
     address: str
     """VISA address, for example `GPIB0::6::INSTR`; `pyvisa-shell list` shows those that there are."""
     supply: str

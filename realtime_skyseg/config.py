@@ -132,6 +132,16 @@ class FieldSettings(Section):
             raise ValueError(f"initial_mT is {self.initial_mT:g}; allowed: {low:g} to {high:g} (limit_mT)")
         return self
 
+    @property
+    def supply_name(self) -> str | None:
+        """What tells this supply from every other one of this computer; None: there is none to be had."""
+        kind = type(self._settings)
+        if kind.identity is None:
+            return None
+        values = self._settings.model_dump(mode="json", include=set(kind.identity) or None)
+        keys = ", ".join(f"{key}: {value}" for key, value in sorted(values.items()))
+        return f"'{self.driver}' ({keys})".lower()
+
     def open(self) -> FieldSource:
         """Open the supply, which sets nothing. For the field guard only. Names keys like `CameraSettings.open`."""
         try:

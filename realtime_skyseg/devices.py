@@ -30,6 +30,10 @@ class DriverSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    #: Of a field driver: the keys that tell one supply from another, which only one run may have; empty: all keys;
+    #: None: there is nothing to have.
+    identity: ClassVar[tuple[str, ...] | None] = ()
+
 
 class CameraEnded(Exception):  # noqa: N818  no error
     """The camera has no more frames: the regular end of a recording, no fault."""

@@ -20,6 +20,8 @@ _CONNECT_S, _ANSWER_S = 4.0, 3.0
 class TwinFieldSettings(DriverSettings):
     """Settings of the field driver `twin`."""
 
+    identity: ClassVar[tuple[str, ...] | None] = ("port",)
+
     port: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_PORT
     """Of the virtual microscope: `camera.port`."""
     unit: Literal["V", "mT"] = "mT"

@@ -599,6 +599,8 @@ def test_a_wrong_read_back_is_a_fault_and_leads_to_the_safe_state(supply: Supply
         with pytest.raises(FieldError, match="39 mT"):
             field.wait_settled(1)
         assert {"field_fault", "field_safe"} <= {event.kind for event in field.notices()}
+        within(10, lambda: "field_unsafe" in [event.kind for event in field.notices()])
+        (supply.folder / "stuck").unlink()
 
 
 def test_a_single_slip_of_the_read_back_is_forgiven(supply: Supply) -> None:
@@ -729,7 +731,7 @@ def test_a_guard_that_fails_itself_makes_the_field_safe(supply: Supply) -> None:
     with supply.guard() as field:
         field.set_mT(50)
         assert field.wait_settled(5)
-        field._connection.sendall(b"what it never sends\n")
+        field._line._connection.sendall(b"what it never sends\n")  # type: ignore[union-attr]
         within(10, lambda: supply.field_mT == 0)
         within(10, lambda: "ended unexpectedly" in field.fault)
 

@@ -7,14 +7,12 @@ import json
 import math
 import os
 import secrets
-import select
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict
 from numbers import Real
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +20,9 @@ from typing import Any, Self
 from realtime_skyseg import errors
 from realtime_skyseg.config import FieldSettings
 from realtime_skyseg.errors import FieldError, SkysegError
-from realtime_skyseg.field.guard import ANSWER_S
+from realtime_skyseg.field.guard import ANSWER_S, SAY_S, TRY_AGAIN_S, Line
+from realtime_skyseg.field.keeper import Keeper, Reading
+from realtime_skyseg.field.magnet import Inherited
 from realtime_skyseg.records import Event
 
 #: Opening a supply may load a Micro-Manager configuration with many devices.
@@ -31,16 +31,8 @@ _OPEN_S = 60.0
 #: Beyond the ramp itself, for the last read-backs and for a supply that is slow to be released.
 _CLOSE_S = 12.0
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One read-back of the field."""
-
-    time_ns: int  # Unix time, in the middle of the read-back
-    device: float  # in the supply's unit
-    field_mT: float  # by the calibration; NaN outside it
-    set_mT: float | None  # what the supply was told last; None: nothing yet, the field is as it was found
-    settled: bool  # the last target is reached, and this reading is within the tolerance of it
+#: Readings that `reading_nearest` compares in any case, beyond a jump of the computer's clock.
+_NEAREST = 128
 
 
 class FieldGuard:
@@ -66,43 +58,51 @@ class FieldGuard:
 
     def __init__(self, settings: FieldSettings) -> None:
         self._settings = settings
-        self._readings: deque[Reading] = deque(maxlen=4096)
-        self._events: deque[Event] = deque(maxlen=1000)
-        self._changed = threading.Condition()  # guards everything that the thread below writes
-        self._answers: dict[int, dict[str, Any]] = {}
+        self._changed = threading.Condition()  # guards the keeper, and what stands below it
+        self._keeper = Keeper(settings)
         self._ids = itertools.count()
-        self._settled = False
-        self._halts = 0  # written under `_sending`
-        self._was_set = False
-        self._fault = ""
         self._gone = False
         self._closing = False
-        self._sending = threading.Lock()
-        self._incoming = b""
-        self._last_reading_s = time.monotonic()
         self._stale = False
+        self._sending = threading.Lock()  # guards the line's sending end, and `_halts`
+        self._halts = 0
         self._give_up = threading.Event()
-        self._open("")
+        self._line, opened = self._open()
+        self.unit: str = opened["unit"]
+        self.range: tuple[float, float] | None = tuple(opened["range"]) if opened["range"] else None
+        self.description: dict[str, str | int | float | bool] = opened["description"]
         # A daemon: a program that ends without `close` must end, so that the guard makes the field safe.
         self._thread = threading.Thread(target=self._listen, name="skyseg-field", daemon=True)
         self._thread.start()
         with self._changed:
-            read = self._changed.wait_for(lambda: self._readings or self._gone, ANSWER_S)
+            read = self._changed.wait_for(lambda: self._keeper.readings or self._gone, ANSWER_S)
         if not read or self._gone:
             self.close()
-            raise FieldError(self._fault or f"the field was not read back within {ANSWER_S:g} s")
+            raise FieldError(self.fault or f"the field was not read back within {ANSWER_S:g} s")
 
     @property
     def fault(self) -> str:
         """What went wrong first, one sentence; empty where nothing did. From then on no target is taken."""
         with self._changed:
-            return self._fault
+            return self._keeper.fault
 
     @property
     def latest(self) -> Reading:
-        """The newest reading; `Reading.time_ns` tells how old it is."""
+        """The newest reading; `Reading.read_s` tells how old it is."""
         with self._changed:
-            return self._readings[-1]
+            return self._keeper.readings[-1]
+
+    @property
+    def target(self) -> int:
+        """Number of the last target that was accepted; 0: none yet."""
+        with self._changed:
+            return self._keeper.target
+
+    @property
+    def settled(self) -> bool:
+        """The last target is reached, and read back within the tolerance."""
+        with self._changed:
+            return self._keeper.settled
 
     def reading_nearest(self, time_ns: int) -> tuple[float, int]:
         """The field in mT read back nearest to a Unix time, and how long before that time it was read, in ns.
@@ -110,18 +110,20 @@ class FieldGuard:
         The age is negative for a reading after that time.
         """
         with self._changed:
-            best = self._readings[-1]
-            for reading in reversed(self._readings):
-                if abs(reading.time_ns - time_ns) > abs(best.time_ns - time_ns):
+            readings = self._keeper.readings
+            best = readings[-1]
+            for back, reading in enumerate(reversed(readings)):
+                if abs(reading.time_ns - time_ns) <= abs(best.time_ns - time_ns):
+                    best = reading
+                elif back > _NEAREST:
                     break
-                best = reading
         return best.field_mT, time_ns - best.time_ns
 
     def notices(self) -> list[Event]:
         """What happened since the last call: fields set, reached and made safe, faults."""
         with self._changed:
-            events = list(self._events)
-            self._events.clear()
+            events = list(self._keeper.events)
+            self._keeper.events.clear()
         return events
 
     @property
@@ -129,8 +131,10 @@ class FieldGuard:
         """How many requests so far may not be overtaken: every `safe`, and every `stand_still` that says so."""
         return self._halts
 
-    def set_mT(self, value: float, halts: int | None = None) -> None:
+    def set_mT(self, value: float, halts: int | None = None) -> int:
         """Go to a field; returns once the guard has accepted it, while the field is still on its way.
+
+        Returns the number of this target, for `wait_settled`.
 
         Args:
             value: the field.
@@ -140,7 +144,7 @@ class FieldGuard:
             FieldError: the value is not finite, outside the limits, refused after a fault, overtaken by a halt, or not
                 accepted within 5 s.
         """
-        self._request("set", halts, field_mT=_number(value))
+        return int(self._request("set", halts, field_mT=_number(value))["target"])
 
     def stand_still(self, halt: bool = False) -> float:
         """Stop the field on its way, in place of whatever is under way; returns where it stays, in mT.
@@ -153,7 +157,8 @@ class FieldGuard:
         Raises:
             FieldError: as `set_mT`.
         """
-        return self._request("stand_still", halt=halt)
+        value = self._request("stand_still", halt=halt)["value"]
+        return math.nan if value is None else float(value)
 
     def demagnetise(
         self,
@@ -162,10 +167,10 @@ class FieldGuard:
         smallest_mT: float | None = None,
         dwell_s: float = 0.2,
         halts: int | None = None,
-    ) -> None:
+    ) -> int:
         """Alternate the field, each swing smaller than the one before, and end at zero; returns once accepted.
 
-        Any later `set_mT`, `demagnetise` or `safe` takes its place.
+        Returns the number of this target, for `wait_settled`. Any later one takes its place, and so does `safe`.
 
         Args:
             amplitude_mT: first swing; the limits have to allow it on both sides.
@@ -177,7 +182,7 @@ class FieldGuard:
         Raises:
             FieldError: as `set_mT`.
         """
-        self._request(
+        answer = self._request(
             "demagnetise",
             halts,
             amplitude_mT=_number(amplitude_mT),
@@ -185,6 +190,7 @@ class FieldGuard:
             smallest_mT=_number(self._settings.tolerance_mT if smallest_mT is None else smallest_mT),
             dwell_s=_number(dwell_s),
         )
+        return int(answer["target"])
 
     def pulse(self, in_plane_mT: float, seconds: float, halts: int | None = None) -> None:
         """Give an in-plane pulse; returns once it has begun. The out-of-plane field stays as it is.
@@ -203,48 +209,74 @@ class FieldGuard:
         """
         self._request("enter", field_mT=_number(value))
 
-    def safe(self, reason: str = "the service asks for it") -> None:
-        """Go to the safe state, in place of whatever is under way; returns once accepted.
+    def safe(self, reason: str = "the service asks for it", wait_s: float = ANSWER_S) -> bool:
+        """Go to the safe state, in place of whatever is under way, and of whatever was asked for before.
 
-        After a fault the field is on its way there already.
+        It cannot be lost once this returns: a guard that hangs finds it first when it works again, and one that follows
+        a guard that died makes the field safe in any case.
 
-        Raises:
-            FieldError: the guard does not answer within 5 s.
+        Args:
+            reason: for the event.
+            wait_s: for the guard's answer; 0: not at all.
+
+        Returns:
+            Whether the guard has confirmed it.
         """
-        if not self.fault:
-            self._request("safe", halt=True, reason=reason)
-
-    def wait_settled(self, timeout_s: float) -> bool:
-        """Wait until the last target is reached and read back within the tolerance; False where it is not in time.
-
-        Raises:
-            FieldError: there was a fault.
-        """
+        number = next(self._ids)
+        with self._sending:
+            self._halts += 1
+            self._line.send({"do": "safe", "id": number, "reason": reason})
         with self._changed:
-            done = self._changed.wait_for(lambda: self._settled or self._fault or self._gone, timeout_s)
-            if self._fault or self._gone:
-                raise FieldError(self._fault or "the field guard is closed")
+            answered = self._changed.wait_for(lambda: number in self._keeper.answers or self._gone, wait_s)
+            answer = self._keeper.answers.pop(number, None)
+            if answer is None:
+                return bool(answered) and (self._keeper.safe or not self._keeper.was_set)
+            return answer["error"] is None
+
+    def wait_settled(self, timeout_s: float, target: int | None = None) -> bool:
+        """Wait until a target is reached and read back within the tolerance; False where it is not in time.
+
+        Args:
+            timeout_s: longest wait.
+            target: its number; None: the last one.
+
+        Raises:
+            FieldError: there was a fault, or another target has taken its place.
+        """
+        keeper = self._keeper
+        with self._changed:
+            wanted = keeper.target if target is None else target
+            done = self._changed.wait_for(
+                lambda: keeper.target > wanted or keeper.settled or keeper.fault or self._gone, timeout_s
+            )
+            if keeper.fault or self._gone:
+                raise FieldError(keeper.fault or "the field guard is closed")
+            if keeper.target > wanted:
+                raise FieldError(f"target {wanted} of the field was given up for another one, {keeper.target}")
             return bool(done)
 
     def close(self) -> None:
         """Bring the field to its safe state and release the supply. Safe to call twice.
 
-        Waits for the ramp. A guard whose supply hangs is left behind: it alone can still make the field safe.
+        Waits for the ramp. A guard that cannot make the field safe in time is left behind, and goes on trying; that is
+        a fault.
         """
         with self._changed:
             first, self._closing = not self._closing, True
         if first:
-            with contextlib.suppress(OSError):
-                self._send({"do": "close"})
+            self._send({"do": "close"})
             low, high = self._settings.limit_mT
             ramp_s = max(abs(low), abs(high)) / self._settings.slew_mT_per_s if self._settings.safe == "zero" else 0.0
             self._thread.join(2 * ramp_s + self._settings.settle_s + _CLOSE_S)
             if self._thread.is_alive():
-                self._note("field_fault", f"process {self._process.pid}, the field guard, has not made the field safe "
-                           "in time and goes on trying; look at the supply")  # fmt: skip
+                with self._changed:
+                    self._keeper.fail(
+                        f"process {self._process.pid}, the field guard, has not made the field safe in time and goes "
+                        "on trying; look at the supply"
+                    )
                 self._give_up.set()
                 self._thread.join()
-        self._connection.close()
+        self._line.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.0 if self._give_up.is_set() else ANSWER_S)
 
@@ -258,8 +290,8 @@ class FieldGuard:
 
     # --- the guard's process ---
 
-    def _open(self, inherit: str) -> None:
-        """Start a guard and wait until it has the supply."""
+    def _open(self, inherited: Inherited | None = None) -> tuple[Line, dict[str, Any]]:
+        """Start a guard, and wait until it has the supply; for one that follows another one, only until it is there."""
         token = secrets.token_hex(16)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self._process = process = _start()
@@ -267,104 +299,88 @@ class FieldGuard:
                 start = {
                     "port": server.getsockname()[1],
                     "token": token,
-                    "inherit": inherit,
+                    "inherited": asdict(inherited) if inherited else None,
                     "field": self._settings.model_dump(mode="json"),
                 }
                 assert process.stdin is not None
                 with contextlib.suppress(OSError), process.stdin as way:
                     way.write(json.dumps(start).encode() + b"\n")
                 deadline = time.monotonic() + _OPEN_S
-                self._connection = _accept(server, token, process, deadline)
+                line = Line(_accept(server, token, process, deadline, self._give_up))
+                if inherited:
+                    return line, {}
                 try:
-                    opened = self._first(deadline)
+                    return line, self._first(line, deadline)
                 except BaseException:
-                    self._connection.close()
+                    line.close()
                     raise
             except BaseException:
-                # It has set nothing, so it may be ended at any point.
-                process.kill()
-                process.wait()
+                if inherited is None:
+                    # It has set nothing, so it may be ended at any point. One that follows another one goes on alone.
+                    process.kill()
+                    process.wait()
                 raise
-        self.unit: str = opened["unit"]
-        self.range: tuple[float, float] | None = tuple(opened["range"]) if opened["range"] else None
-        self.description: dict[str, str | int | float | bool] = opened["description"]
 
-    def _first(self, deadline: float) -> dict[str, Any]:
+    def _first(self, line: Line, deadline: float) -> dict[str, Any]:
         """What the guard has opened."""
-        self._incoming = b""
-        while True:
-            while b"\n" in self._incoming:
-                line, self._incoming = self._incoming.split(b"\n", 1)
-                message: dict[str, Any] = json.loads(line)
+        while line.open and time.monotonic() < deadline:
+            for message in line.receive(0.5):
                 if "refused" in message:
                     raise _error(message["refused"])
                 if "opened" in message:
                     opened: dict[str, Any] = message["opened"]
                     return opened
                 self._take(message)
-            if time.monotonic() > deadline:
-                raise FieldError(f"field.driver: '{self._settings.driver}' did not open within {_OPEN_S:g} s")
-            if select.select([self._connection], [], [], 0.5)[0]:
-                data = self._connection.recv(65536)
-                if not data:
-                    raise FieldError(f"the field guard ended while it opened '{self._settings.driver}'")
-                self._incoming += data
+        if line.open:
+            raise FieldError(f"field.driver: '{self._settings.driver}' did not open within {_OPEN_S:g} s")
+        raise FieldError(f"the field guard ended while it opened '{self._settings.driver}'")
 
     # --- requests ---
 
-    def _request(self, do: str, halts: int | None = None, halt: bool = False, **values: object) -> float:
-        """Ask the guard; returns what it answers with, NaN for most requests."""
+    def _request(self, do: str, halts: int | None = None, halt: bool = False, **values: object) -> dict[str, Any]:
+        """Ask the guard, and return its answer."""
         number = next(self._ids)
         with self._changed:
-            if self._fault or self._gone or self._closing:
-                raise FieldError(f"the field guard takes no request: {self._fault or 'it is closed'}")
-        try:
-            self._send({"do": do, "id": number, "sent_ns": time.time_ns(), **values}, halts, halt)
-        except OSError as error:
-            raise FieldError(f"the field guard cannot be reached: {error}") from error
+            if self._keeper.fault or self._gone or self._closing:
+                raise FieldError(f"the field guard takes no request: {self._keeper.fault or 'it is closed'}")
+        self._send({"do": do, "id": number, "sent_s": time.monotonic(), **values}, halts, halt)
         with self._changed:
-            if not self._changed.wait_for(lambda: number in self._answers or self._gone, ANSWER_S):
-                raise FieldError(f"the field guard did not answer within {ANSWER_S:g} s; the supply may hang")
-            closed = {"error": {"kind": "FieldError", "message": self._fault or "it is closed"}}
-            answer = self._answers.pop(number, closed)
-            self._was_set = self._was_set or (answer["error"] is None and do in ("set", "demagnetise"))
+            answers, lost = self._keeper.answers, self._keeper.fault
+            self._changed.wait_for(lambda: number in answers or self._gone or self._keeper.fault != lost, ANSWER_S)
+            answer = answers.pop(number, None)
+            if answer is None:
+                reason = self._keeper.fault or ("it is closed" if self._gone else "")
+                raise FieldError(
+                    f"the field guard did not carry out '{do}': {reason}"
+                    if reason
+                    else f"the field guard did not answer within {ANSWER_S:g} s; the supply may hang"
+                )
         if answer["error"] is not None:
             raise _error(answer["error"])
-        return math.nan if answer["value"] is None else float(answer["value"])
+        return answer
 
     def _send(self, message: dict[str, Any], halts: int | None = None, halt: bool = False) -> None:
-        if not self._sending.acquire(timeout=ANSWER_S):
-            raise OSError("it takes nothing any more")
-        try:
+        with self._sending:
             if halts is not None and halts != self._halts:
                 raise FieldError(f"'{message['do']}' was overtaken by a request to stop, and is not sent")
             self._halts += halt
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-        finally:
-            self._sending.release()
+            self._line.send(message)
 
     # --- the thread ---
 
     def _listen(self) -> None:
-        """Take what the guard sends, and give it a sign of life."""
+        """Take what the guard says, give it a sign of life, and replace it where it ends before the field is safe."""
         beat_s = self._settings.heartbeat_s / 4
-        next_beat = 0.0
+        next_beat_s = 0.0
         try:
             while not self._give_up.is_set():
-                try:
-                    if time.monotonic() >= next_beat:
-                        next_beat = time.monotonic() + beat_s
-                        self._send({"do": "beat"})
-                    ready, _, _ = select.select([self._connection], [], [], beat_s)
-                    data = self._connection.recv(65536) if ready else None
-                except OSError:
-                    data = b""
-                if data == b"" and not self._take_over():
+                if time.monotonic() >= next_beat_s:
+                    next_beat_s = time.monotonic() + beat_s
+                    self._send({"do": "beat"})
+                for message in self._line.receive(beat_s) if self._line.open else ():
+                    self._take(message)
+                if not self._line.open and not self._replace():
                     break
-                if data:
-                    *lines, self._incoming = (self._incoming + data).split(b"\n")
-                    for line in lines:
-                        self._take(json.loads(line))
                 self._watch_age()
         finally:
             with self._changed:
@@ -373,58 +389,44 @@ class FieldGuard:
 
     def _take(self, message: dict[str, Any]) -> None:
         with self._changed:
-            if "reading" in message:
-                reading = Reading(**message["reading"])
-                self._readings.append(reading)
-                self._settled = reading.settled
-                self._was_set = self._was_set or reading.set_mT is not None
-                self._last_reading_s = time.monotonic()
-            elif "answer" in message:
-                self._settled = False  # what was read before does not belong to the new target
-                self._answers[message["answer"]] = message
-            elif "event" in message:
-                event = Event(**message["event"])
-                self._events.append(event)
-                if event.kind == "field_fault":
-                    self._fault = self._fault or event.message
+            self._keeper.take(message)
             self._changed.notify_all()
 
-    def _take_over(self) -> bool:
+    def _replace(self) -> bool:
         """After the guard has ended: let another one make the field safe. False where there is nothing to guard."""
-        with self._changed:
-            if self._closing or self._gone:
-                return False
-            reason = f"process {self._process.pid}, the field guard, ended unexpectedly"
-            again = not self._fault and self._was_set
-            self._fault = self._fault or reason
-            self._changed.notify_all()
-        self._note("field_fault", reason)
-        self._connection.close()
+        self._line.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(ANSWER_S)
-        if not again:
-            return False
-        try:
-            self._open(reason)
-        except (SkysegError, OSError) as error:
-            self._note("field_fault", f"the field is not guarded any more, look at the supply: {error}")
-            return False
-        if self._closing:
-            with contextlib.suppress(OSError):
-                self._send({"do": "close"})
-        return True
+        with self._changed:
+            inherited = self._keeper.ended(f"process {self._process.pid}")
+            self._changed.notify_all()
+        said_s = -math.inf
+        while inherited and not self._give_up.is_set():
+            try:
+                line, _ = self._open(inherited)
+            except (SkysegError, OSError) as error:
+                if time.monotonic() - said_s > SAY_S:
+                    said_s = time.monotonic()
+                    with self._changed:
+                        self._keeper.note("field_unsafe", f"the field is not guarded, look at the supply: {error}")
+                self._give_up.wait(TRY_AGAIN_S)
+                continue
+            with self._sending:
+                self._line = line
+                if self._closing:
+                    self._line.send({"do": "close"})
+            return True
+        return False
 
     def _watch_age(self) -> None:
         """Say when readings stay away, and when they come again."""
-        stale = time.monotonic() - self._last_reading_s > max(1.0, self._settings.heartbeat_s)
-        if stale != self._stale and not self._closing:
-            self._stale = stale
-            self._note("field_stale" if stale else "field_back", "the field is not read back" if stale
-                       else "the field is read back again")  # fmt: skip
-
-    def _note(self, kind: str, message: str) -> None:
         with self._changed:
-            self._events.append(Event(time.time_ns(), kind, message))
+            age_s = time.monotonic() - self._keeper.last_reading_s
+            stale = age_s > max(1.0, self._settings.heartbeat_s)
+            if stale != self._stale and not self._closing:
+                self._stale = stale
+                self._keeper.note("field_stale" if stale else "field_back", "the field is not read back" if stale
+                                  else "the field is read back again")  # fmt: skip
 
 
 def _start() -> "subprocess.Popen[bytes]":
@@ -442,10 +444,16 @@ def _start() -> "subprocess.Popen[bytes]":
     )
 
 
-def _accept(server: socket.socket, token: str, process: "subprocess.Popen[bytes]", deadline: float) -> socket.socket:
+def _accept(
+    server: socket.socket,
+    token: str,
+    process: "subprocess.Popen[bytes]",
+    deadline: float,
+    give_up: threading.Event,
+) -> socket.socket:
     """The guard's connection; others that connect are turned away."""
     server.settimeout(0.1)
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not give_up.is_set():
         try:
             connection, _ = server.accept()
         except TimeoutError:
@@ -453,7 +461,6 @@ def _accept(server: socket.socket, token: str, process: "subprocess.Popen[bytes]
                 raise FieldError(f"the field guard did not start (exit status {process.returncode})") from None
             continue
         connection.settimeout(ANSWER_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):
             said = b""
             while len(said) < len(token) + 1 and (data := connection.recv(len(token) + 1 - len(said))):

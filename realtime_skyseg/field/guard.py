@@ -3,7 +3,7 @@
 The service starts it with `python -m realtime_skyseg.field` and tells it on standard input where to connect.
 Both then speak lines of JSON over a loopback socket. The guard goes to the safe state when that socket closes (the
 service ended, or was killed), when nothing comes over it for `heartbeat_s` (the service hangs), when it is told to
-terminate, and on every fault; then, once nobody is connected, it releases the supply and exits.
+terminate, and on every fault. It leaves once nobody is connected and safety was read back, however long that takes.
 """
 
 import contextlib
@@ -17,49 +17,58 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from realtime_skyseg.config import FieldSettings
-from realtime_skyseg.errors import FieldError, SkysegError
-from realtime_skyseg.field.magnet import GIVE_UP_S, Magnet
+from realtime_skyseg.devices import FieldSource
+from realtime_skyseg.field.lock import only_one
+from realtime_skyseg.field.magnet import Inherited, Magnet, described
 
 #: The service waits so long for an answer.
 ANSWER_S = 5.0
 
-#: A request that waited longer, behind a supply that hung, is not carried out: whoever asked may have given up.
-_LATE_S = 4.0
+#: What keeps a guard from following another one is tried again this often, and told of this often.
+TRY_AGAIN_S, SAY_S = 0.5, 5.0
 
-#: What a service that does not read may leave behind; further readings are dropped, so that the guard never waits.
+#: What somebody who does not read may leave behind; further messages are dropped, so that nobody waits.
 _UNREAD_BYTES = 1_000_000
 
 
 class Line:
-    """Lines of JSON over a socket that never make their sender wait."""
+    """Lines of JSON over a socket that never make their sender wait. Without a connection nobody listens."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
+    def __init__(self, connection: socket.socket | None) -> None:
+        self.open = connection is not None
+        self.closed_by_request = False  # the service has said that it ends
         self._incoming = b""
         self._outgoing = bytearray()
-        self.open = True
+        self._connection = connection
+        if connection is not None:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send as much as the receiver takes; a message is dropped where too much is unread."""
-        if len(self._outgoing) < _UNREAD_BYTES:
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send as much as the receiver takes. False where the message is dropped, because too much is unread."""
+        taken = len(self._outgoing) < _UNREAD_BYTES
+        if taken:
             self._outgoing += json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(BlockingIOError):
-            try:
-                while self.open and self._outgoing:
-                    del self._outgoing[: self._connection.send(self._outgoing)]
-            except BlockingIOError:
-                raise
-            except OSError:
-                self.open = False
+        self.flush()
+        return taken and self.open
+
+    def flush(self) -> None:
+        """Send what is left of earlier messages."""
+        try:
+            while self.open and self._outgoing and self._connection is not None:
+                del self._outgoing[: self._connection.send(self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.open = False
 
     def receive(self, timeout_s: float) -> list[dict[str, Any]]:
         """The messages that have come, after at most `timeout_s`; `open` is False once there will be none any more."""
-        if not select.select([self._connection], [], [], timeout_s)[0]:
+        if self._connection is None or not select.select([self._connection], [], [], timeout_s)[0]:
             return []
         try:
             data = self._connection.recv(65536)
@@ -71,6 +80,12 @@ class Line:
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def close(self) -> None:
+        """Release the socket. Safe to call twice."""
+        self.open = False
+        if self._connection is not None:
+            self._connection.close()
+
 
 def main() -> None:
     """Guard one supply until the service has gone and the field is safe."""
@@ -81,137 +96,127 @@ def main() -> None:
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
     start = json.loads(sys.stdin.readline())
-    with socket.create_connection(("127.0.0.1", start["port"]), timeout=10) as connection:
-        connection.sendall(start["token"].encode() + b"\n")
-        line = Line(connection)
+    inherited = Inherited(**start["inherited"]) if start["inherited"] else None
+    line = Line(_connect(start["port"], start["token"], inherited is not None))
+    tell = _teller(line)
+    with ExitStack() as owned:
         try:
-            settings = FieldSettings.model_validate(start["field"])
-            device = settings.open()
+            magnet = _begin(start["field"], inherited, tell, owned)
         except Exception as error:
-            line.send({"refused": _fault(error)})
+            line.send({"refused": described(error)})
             return
+        _Loop(line, magnet, tell).run(told_to_end)
+        reason = "" if line.closed_by_request else f"process {os.getpid()}, the field guard, was told to end"
+        line.send({"left": reason})
+
+
+def _connect(port: int, token: str, needed: bool) -> socket.socket | None:
+    """The way to the service. Where the field was set before, this process goes on without one too."""
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+        connection.sendall(token.encode() + b"\n")
+    except OSError:
+        if needed:
+            return None
+        raise
+    return connection
+
+
+def _begin(
+    tree: dict[str, Any], inherited: Inherited | None, tell: Callable[[dict[str, Any]], None], owned: ExitStack
+) -> Magnet:
+    """Open the supply, which nobody else may have. A guard that follows another one tries until it succeeds."""
+    settings = FieldSettings.model_validate(tree)
+    said_s = -math.inf
+    while True:
         try:
-            magnet = Magnet(settings, device, _noter(line), start["inherit"])
-            line.send(
-                {
-                    "opened": {
-                        "unit": device.unit,
-                        "range": device.range,
-                        "description": {**device.description, "unit": device.unit},
-                    }
-                }
-            )
+            with ExitStack() as opened:
+                opened.enter_context(only_one(settings))
+                device = settings.open()
+                opened.callback(_release, device)
+                magnet = Magnet(settings, device, tell, inherited=inherited)
+                owned.push(opened.pop_all())
+                break
         except Exception as error:
-            line.send({"refused": _fault(error)})
-            device.close()
-            return
-        guard = _Guard(line, settings, magnet)
-        while not guard.done:
-            try:
-                guard.turn(bool(told_to_end))
-            except Exception as error:
-                guard.fail(error)
+            if inherited is None:
+                raise
+            if time.monotonic() - said_s > SAY_S:
+                said_s = time.monotonic()
+                message = f"the field is not guarded, look at the supply: {described(error)['message']}"
+                tell({"event": {"time_ns": time.time_ns(), "kind": "field_unsafe", "message": message}})
+            time.sleep(TRY_AGAIN_S)
+    tell(
+        {
+            "opened": {
+                "unit": device.unit,
+                "range": device.range,
+                "description": {**device.description, "unit": device.unit},
+            }
+        }
+    )
+    return magnet
+
+
+def _release(device: FieldSource) -> None:
+    with contextlib.suppress(Exception):  # whatever it is, the field is safe, and the next one can open the supply
         device.close()
 
 
-class _Guard:
-    def __init__(self, line: Line, settings: FieldSettings, magnet: Magnet) -> None:
+class _Loop:
+    """Hands requests to the magnet, and lets it tick, until it is done."""
+
+    def __init__(self, line: Line, magnet: Magnet, tell: Callable[[dict[str, Any]], None]) -> None:
         self._line = line
         self._magnet = magnet
-        self._period_s = settings.read_every_ms / 1e3
-        self._heartbeat_s = settings.heartbeat_s
-        self._next_tick = self._last_heard = time.monotonic()
-        self._closing = False
-        self._failed_s = math.inf
+        self._tell = tell
+        self._next_tick_s = time.monotonic()
 
-    @property
-    def done(self) -> bool:
-        return self._closing and self._magnet.resting
+    def run(self, told_to_end: list[int]) -> None:
+        """Until the service has gone, or says so, and the field is safe."""
+        period_s = self._magnet.period_s
+        while not self._magnet.done:
+            try:
+                self._turn(period_s, told_to_end)
+            except Exception as error:
+                # An error of the guard itself, or a service that sends nonsense: on to safety, and without the service.
+                self._line.close()
+                self._magnet.closing = True
+                self._magnet.trip(f"the field guard failed: {error!r}")
+                time.sleep(period_s)
 
-    def turn(self, told_to_end: bool) -> None:
-        """Answer requests until the next tick is due, notice what calls for the safe state, and tick."""
-        wait_s = max(0.0, self._next_tick - time.monotonic())
+    def _turn(self, period_s: float, told_to_end: list[int]) -> None:
+        wait_s = max(0.0, self._next_tick_s - time.monotonic())
         if self._line.open:
-            requests = self._line.receive(wait_s)
-            if requests:
-                self._last_heard = time.monotonic()
-            for request in requests:
-                self._answer(request)
+            for request in self._line.receive(wait_s):
+                self._line.closed_by_request |= request.get("do") == "close"
+                answer = self._magnet.hear(request)
+                if answer:
+                    self._line.send(answer)
         else:
             time.sleep(wait_s)
-        if not self._closing and (told_to_end or not self._line.open):
-            self._close("the service has gone" if not self._line.open else "the guard was told to terminate")
-        if not self._closing and time.monotonic() - self._last_heard > self._heartbeat_s:
-            self._magnet.trip(f"the service gave no sign of life for {self._heartbeat_s:g} s (field.heartbeat_s)")
-        if time.monotonic() >= self._next_tick:
-            self._next_tick = time.monotonic() + self._period_s
+        if told_to_end:
+            self._magnet.close("the guard was told to terminate")
+        elif not self._line.open:
+            self._magnet.close("the service has gone")
+        if time.monotonic() >= self._next_tick_s:
+            self._next_tick_s = time.monotonic() + period_s
             reading = self._magnet.tick()
-            if reading and self._line.open:
-                self._line.send({"reading": reading})
-
-    def fail(self, error: Exception) -> None:
-        """After an error of the guard itself: leave the service, make the field safe, and end; raises the error where
-        the guard fails at that too.
-        """
-        self._failed_s = min(self._failed_s, time.monotonic())
-        if time.monotonic() - self._failed_s > GIVE_UP_S:
-            raise error
-        self._line.open = False
-        self._closing = True
-        self._magnet.trip(f"the field guard failed: {error!r}")
-        time.sleep(self._period_s)
-
-    def _close(self, reason: str) -> None:
-        self._closing = True
-        self._magnet.make_safe(reason)
-
-    def _answer(self, request: dict[str, Any]) -> None:
-        error = value = None
-        try:
-            if "sent_ns" in request and time.time_ns() - request["sent_ns"] > _LATE_S * 1e9:
-                raise FieldError(f"the request came more than {_LATE_S:g} s late and is not carried out")
-            if self._closing:
-                raise FieldError("the field guard is closing and takes no request")
-            match request["do"]:
-                case "set":
-                    self._magnet.aim(request["field_mT"])
-                case "stand_still":
-                    value = self._magnet.stand_still()
-                case "demagnetise":
-                    values = (request[key] for key in ("amplitude_mT", "ratio", "smallest_mT", "dwell_s"))
-                    self._magnet.demagnetise(*values)
-                case "pulse":
-                    self._magnet.pulse(request["in_plane_mT"], request["seconds"])
-                case "enter":
-                    self._magnet.enter(request["field_mT"])
-                case "safe":
-                    self._magnet.make_safe(request["reason"])
-                case "close":
-                    self._close("the service ends")
-        except Exception as caught:
-            error = _fault(caught)
-        if "id" in request:
-            self._line.send({"answer": request["id"], "error": error, "value": value})
+            if reading:
+                self._tell({"reading": reading})
 
 
-def _noter(line: Line) -> Callable[[str, str], None]:
-    def note(kind: str, message: str) -> None:
+def _teller(line: Line) -> Callable[[dict[str, Any]], None]:
+    def tell(message: dict[str, Any]) -> None:
         if line.open:
-            line.send({"event": {"time_ns": time.time_ns(), "kind": kind, "message": message}})
-        else:
+            line.send(message)
+        elif "event" in message:
             # Nobody else is left to tell. A terminal or pipe that takes nothing must not hold up the guard.
-            text = f"skyseg field guard: {message}\n".encode()
+            text = f"skyseg field guard (process {os.getpid()}): {message['event']['message']}\n".encode()
             threading.Thread(target=_print, args=(text,), daemon=True).start()
 
-    return note
+    return tell
 
 
 def _print(text: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text)
-
-
-def _fault(error: Exception) -> dict[str, str]:
-    if isinstance(error, SkysegError):
-        return {"kind": type(error).__name__, "message": str(error)}
-    return {"kind": "FieldError", "message": f"{type(error).__name__}: {error}"}
