@@ -401,7 +401,7 @@ class FieldGuard:
             inherited = self._keeper.ended(f"process {self._process.pid}")
             self._changed.notify_all()
         said_s = -math.inf
-        while inherited and not self._give_up.is_set():
+        while inherited:
             try:
                 line, _ = self._open(inherited)
             except (SkysegError, OSError) as error:
@@ -409,7 +409,8 @@ class FieldGuard:
                     said_s = time.monotonic()
                     with self._changed:
                         self._keeper.note("field_unsafe", f"the field is not guarded, look at the supply: {error}")
-                self._give_up.wait(TRY_AGAIN_S)
+                if self._give_up.wait(TRY_AGAIN_S):
+                    break  # the one that was started goes on alone
                 continue
             with self._sending:
                 self._line = line

@@ -23,8 +23,8 @@ _TRIES = 12
 #: No step is larger than what the slew rate allows in this time, however long the last one ago.
 LONGEST_STEP_S = 0.3
 
-#: How much earlier or later than usual within a call a supply may change.
-_JITTER_S = 0.5e-3
+#: How much earlier or later than usual within a call a supply may change; and a call that takes longer hangs.
+_JITTER_S, _LONGEST_CALL_S = 0.5e-3, 0.15
 
 #: A guard that follows another one waits so long for read-backs that agree; then it goes by what was set last.
 _LOOK_S = 2.0
@@ -253,6 +253,7 @@ class Magnet:
         try:
             device, field_mT = self._measure()
         except FieldError as error:
+            self._recent.clear()
             self._suspect(f"the field cannot be read back: {error}")
         else:
             self._judge(device, field_mT)
@@ -274,10 +275,11 @@ class Magnet:
         now = self._clock()
         if self._set_mT is None or self._looks_until_s is not None:
             return
-        if not self._plan or self._there(self._plan[0][0]):
+        target = self._plan[0][0] if self._plan else self._set_mT
+        if self._there(target):
             self._started_s = self._ended_s = now  # it stands, at least until now
             return
-        value = self._next(self._plan[0][0], now)
+        value = self._next(target, now)
         if value is None:
             return
         low, high = min(self._low_mT, value), max(self._high_mT, value)
@@ -298,26 +300,35 @@ class Magnet:
             self._refused = False
         self._ended_s = self._clock()
         self._took_s.append(self._ended_s - now)
-        if value != self._plan[0][0]:
+        if value != target:
             self._away_s = self._ended_s
         self._set_mT = value
         self._told.append((self._ended_s, value))
 
     def _next(self, target: float, now: float) -> float | None:
         """The next value on the way to the target; None where none is near enough to all that may be set now."""
-        # The supply changes somewhere between begin and end of a call. This holds wherever that is, as long as it is
-        # always about the same place, and this call is no quicker than the last two.
-        surely_s = max(0.0, min(self._took_s) - _JITTER_S) if len(self._took_s) == 2 else 0.0
-        passed_s = min(now - self._started_s, now + surely_s - self._ended_s, LONGEST_STEP_S)
+        passed_s = min(now - self._started_s, now + self._surely_s() - self._ended_s, LONGEST_STEP_S)
         stride = self._slew * passed_s
         least, most = self._high_mT - stride, self._low_mT + stride
         if self._anchor_mT is not None:
             # A supply that listens again must not leap: values stay near where it is, until it follows.
-            reach = max(2 * self._tolerance, stride)
+            reach = max(2 * self._tolerance, self._slew * self.period_s)
             least, most = max(least, self._anchor_mT - reach), min(most, self._anchor_mT + reach)
-        if least > most:
-            return None
-        return min(max(target, least), most)
+        # The last value once more is near enough to all, too: it was when it was sent first.
+        values = [self._set_mT] if self._refused and self._set_mT is not None else []
+        if least <= most:
+            values.append(min(max(target, least), most))
+        return min(values, key=lambda value: abs(value - target), default=None)
+
+    def _surely_s(self) -> float:
+        """How long the supply will take at least: where the last two calls took about as long, and did not hang.
+
+        It changes somewhere between begin and end of a call. So from the end of one call to that time of the next one
+        is the least that can lie between two changes, as long as they come at about the same place in a call.
+        """
+        least, most = min(self._took_s, default=0.0), max(self._took_s, default=0.0)
+        steady = len(self._took_s) == 2 and most <= min(1.3 * least + _JITTER_S, _LONGEST_CALL_S)
+        return max(0.0, least - _JITTER_S) if steady else 0.0
 
     def _safe_mT(self) -> float:
         assert self._set_mT is not None
@@ -328,7 +339,8 @@ class Magnet:
 
     def _arrive(self) -> bool:
         """Go on in the plan once its first target is read back, and was held for as long as it asks."""
-        if not self._plan or not self._near or self._looks_until_s is not None:
+        enough = _ENOUGH if self._refused else 1
+        if not self._plan or self._near < enough or self._looks_until_s is not None:
             return False
         now = self._clock()
         self._there_s = now if self._there_s is None else self._there_s
@@ -381,8 +393,8 @@ class Magnet:
         if low - self._tolerance <= field_mT <= high + self._tolerance:
             self._bad = 0
             met = abs(field_mT - self._set_mT) <= self._tolerance
-            if met or not self._met:
-                self._agreed_mT, self._met = field_mT, met
+            if met or not self._met:  # on the way, the median of three: one of them may be a slip
+                self._agreed_mT, self._met = field_mT if met else sorted(self._recent)[len(self._recent) // 2], met
             target = self._plan[0][0] if self._plan else self._set_mT
             near = abs(field_mT - target) <= self._tolerance and self._could_be_at(target)
             self._near = self._near + 1 if near else 0
@@ -526,7 +538,7 @@ class Magnet:
         self._low_mT, self._high_mT = self._clamped(before.low_mT), self._clamped(before.high_mT)
         self._set_mT = self._found_mT = self._clamped(before.set_mT)
         self._refused = self._low_mT != self._high_mT
-        self._told.extend((now, value) for value in before.told_mT)
+        self._told.extend((now, value) for value in (*before.told_mT, self._set_mT))
         self._blind = before.blind
         self._looks_until_s = now + _LOOK_S
         self._trouble = "the guard before this one has ended, and the field is looked at"
