@@ -19,6 +19,9 @@ LIMIT_MT, SLEW, TOLERANCE_MT, PERIOD_S = 80.0, 500.0, 0.5, 0.02
 #: Requests and faults come in so many seconds; then the run ends, and nothing goes wrong any more.
 BUSY_S = 1.0
 
+#: How long a call waits for an answer.
+_TIMEOUT_S = 0.05
+
 #: A service that ends waits so long for its guard, and a new guard takes so long to come up.
 _CLOSE_S, _SPAWN_S = 2.5, (0.03, 0.3)
 
@@ -46,7 +49,7 @@ class Killed(BaseException):
 SUPPLY_FAULTS = {
     "read_fails": 0.3, "read_nan": 0.3, "read_jumps": 0.3, "read_slips": 0.0, "read_stands_still": 0.0,
     "read_hangs": 0.0, "set_fails_before": 0.5, "set_fails_after": 0.3, "set_fails_once": 0.0, "set_is_ignored": 0.6,
-    "set_hangs": 0.0,
+    "set_hangs": 0.0, "set_arrives_late": 0.0,
 }  # fmt: skip
 OTHER_FAULTS = ["guard_killed", "guard_killed", "guard_hangs", "service_killed", "service_stopped", "wall_clock_jumps"]
 
@@ -85,6 +88,7 @@ class Night:
         self.ignored_s = 0.0  # since when it ignores values
         self.seen = 0  # read-backs that show it, with nothing else wrong meanwhile and just before
         self.lied_s = 0.0
+        self.late: tuple[float, float] | None = None  # a value that arrives then
         self.set_s, self.read_s = rng.choice([(0.0, 0.0), (0.001, 0.002), (0.01, 0.002), (0.03, 0.03)])
         self.place = rng.random()  # within a call, where the output changes
         self.unit = "mT"
@@ -298,8 +302,13 @@ class Night:
         self._may_die()
         if not -LIMIT_MT <= value <= LIMIT_MT:
             raise Broken(f"{value!r} mT is outside the limits")
+        self._wait_for_late()
         if self._hits("set_hangs"):
             self._hang(4.5)
+        if self._hits("set_arrives_late"):
+            self.late = (self.now_s + self.random.uniform(_TIMEOUT_S, 0.5), value)
+            self.now_s += _TIMEOUT_S
+            raise FieldError("no answer in time")
         self.now_s += self.place * self.set_s
         if self._hits("set_fails_before"):
             raise FieldError("it refuses")
@@ -313,6 +322,19 @@ class Night:
         self._may_die()
         if self._hits("set_fails_after") or self._hits("set_fails_once"):
             raise FieldError("no answer")
+
+    def _wait_for_late(self) -> None:
+        """A value that is late holds up all that comes after it, as long as somebody waits for an answer."""
+        if self.late is None:
+            return
+        at_s, value = self.late
+        begun_s = self.now_s
+        if at_s > begun_s + _TIMEOUT_S:
+            self.now_s += _TIMEOUT_S
+            raise FieldError("no answer in time")
+        self.now_s = min(at_s, begun_s)
+        self._change(value)
+        self.now_s, self.late = max(at_s, begun_s), None
 
     def _change(self, value: float) -> None:
         step, passed_s = abs(value - self.output), self.now_s - self.changed_s
@@ -333,6 +355,7 @@ class Night:
     def read(self) -> float:
         """The output, or a lie."""
         self._may_die()
+        self._wait_for_late()
         self.now_s += self.read_s
         truth, self.lied_s = self.lied_s, self.now_s
         if self._hits("read_hangs"):

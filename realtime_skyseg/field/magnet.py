@@ -106,6 +106,7 @@ class Magnet:
         self._bad = 0  # read-backs in a row that failed or were off
         self._again = False  # tell the supply once more, because it reads back something else
         self._refused = False  # it did not take the last value, or its answer is missing
+        self._unanswered = False  # and it has answered nothing since: what it was told may still wait there
         self._away_s = now  # when it was told something else than where it is to go
         self._recent: deque[float] = deque(maxlen=_ENOUGH)  # the last read-backs, as `_estimate` gives them
         self._agreed_mT = math.nan  # the last read-back that was as it should be
@@ -256,6 +257,8 @@ class Magnet:
             self._recent.clear()
             self._suspect(f"the field cannot be read back: {error}")
         else:
+            if self._unanswered:
+                self._unanswered, self._started_s, self._ended_s = False, before_s, before_s
             self._judge(device, field_mT)
             reading = {
                 "time_ns": before_ns + round((self._clock() - before_s) * 5e8),
@@ -280,7 +283,7 @@ class Magnet:
             self._started_s = self._ended_s = now  # it stands, at least until now
             return
         value = self._next(target, now)
-        if value is None:
+        if value is None or (self._unanswered and self._bad < _ENOUGH):
             return
         low, high = min(self._low_mT, value), max(self._high_mT, value)
         # Before it is sent: should this process die, the next one knows what may have arrived.
@@ -292,7 +295,7 @@ class Magnet:
             self._device.set(self._to_device(value))
         except Exception as error:
             # It may have arrived all the same.
-            self._low_mT, self._high_mT, self._refused = low, high, True
+            self._low_mT, self._high_mT, self._refused, self._unanswered = low, high, True, True
             self._trouble = f"the supply does not take {self._to_device(value):g} {self._device.unit}: {_plain(error)}"
             self.trip(self._trouble)
         else:
