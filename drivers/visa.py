@@ -1,6 +1,8 @@
 """A supply with a VISA interface (GPIB, USB, serial, LAN), described in YAML: the field driver `visa`."""
 
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -12,6 +14,12 @@ from realtime_skyseg.devices import DriverSettings, finite_within, missing
 from realtime_skyseg.errors import FieldError, SettingsError
 
 _SUPPLIES = Path(__file__).parent / "supplies"
+
+#: What supplies answer where they are asked whether the output is on.
+_SWITCH = {"0": False, "OFF": False, "1": True, "ON": True}
+
+#: SCPI's answers for overflow and for no number begin there.
+_NOT_A_NUMBER = 9e36
 
 
 class Supply(BaseModel):
@@ -66,7 +74,7 @@ class VisaSettings(DriverSettings):
         shipped = {path.stem: path for path in _SUPPLIES.glob("*.yaml")}
         path = shipped.get(self.supply, Path(self.supply))
         try:
-            return Supply.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return Supply.model_validate(yaml.safe_load(self.text))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(
                 f"field.supply: '{self.supply}' cannot be read; allowed: {', '.join(sorted(shipped))} or a YAML file"
@@ -75,6 +83,12 @@ class VisaSettings(DriverSettings):
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"])) or "the file"
             raise SettingsError(f"field.supply: {path}: {place}: {fault['msg']}") from None
+
+    @cached_property
+    def text(self) -> str:
+        """The description as it is written."""
+        shipped = _SUPPLIES / f"{self.supply}.yaml"
+        return (shipped if shipped.is_file() else Path(self.supply)).read_text(encoding="utf-8")
 
     @property
     def unit(self) -> str:
@@ -100,63 +114,64 @@ class VisaField:
         self._supply = supply = settings.described
         self.unit = supply.unit
         self.range = settings.range or supply.range
-        self._prepared = False
+        self._checked = self._prepared = False
         self._last: float | None = None
+        self._device: Any = None
         try:
             self._manager = pyvisa.ResourceManager(settings.library)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the libraries behind PyVISA raise errors of many kinds
             raise SettingsError(f"library: '{settings.library}' is no VISA library: {_first_line(error)}") from error
         try:
-            attributes: dict[str, Any] = {
-                "read_termination": supply.read_termination,
-                "write_termination": supply.write_termination,
-                "timeout": 1000 * supply.timeout_s,
-            }
-            self._device: Any = self._manager.open_resource(settings.address, **(attributes | supply.visa))
-            identity = self._ask(supply.identify) if supply.identify else ""
-        except Exception as error:  # the libraries behind PyVISA raise errors of many kinds
+            self._open()
+            self._identity = self._ask(supply.identify) if supply.identify else ""
+        except Exception as error:
+            self._drop()
             self._manager.close()
             raise FieldError(f"field.address: '{settings.address}' does not answer: {_first_line(error)}") from error
-        try:
-            if supply.expect not in identity:
-                raise FieldError(
-                    f"field.address: '{settings.address}' says it is '{identity}'; allowed: '{supply.expect}' "
-                    f"(field.supply: {settings.supply})"
-                )
-        except FieldError:
+        if supply.expect not in self._identity:
             self.close()
-            raise
+            raise FieldError(
+                f"field.address: '{settings.address}' says it is '{self._identity}'; allowed: '{supply.expect}' "
+                f"(field.supply: {settings.supply})"
+            )
         self.description: dict[str, str | int | float | bool] = {
             "address": settings.address,
             "supply": settings.supply,
-            "identity": identity,
+            "supply_text": settings.text,
+            "identity": self._identity,
         }
 
     def set(self, value: float) -> None:
-        """Tell the supply a value, and ask whether it took it."""
+        """Tell the supply a value, and ask whether it took it. It may have arrived where this raises `FieldError`."""
         value = finite_within(value, self.range, f"the supply {self._address}", self.unit)
         supply = self._supply
         try:
-            if not self._prepared:
+            self._connect()
+            if not self._checked:
                 for question, wanted in supply.require.items():
                     answer = self._ask(question)
                     if not answer.startswith(wanted):
                         raise FieldError(
                             f"the supply {self._address} answers '{answer}' to '{question}'; allowed: {wanted}"
                         )
+                self._checked = True
+            if not self._prepared:
                 for command in supply.prepare:
                     self._tell(command)
             # Fixed decimals: some supplies misread exponents.
-            self._tell(supply.set.format(value=value))
-            self._last = value
+            commands = [supply.set.format(value=value)]
             if not self._prepared and supply.output_on:
-                self._tell(supply.output_on)
-            self._prepared = True
-            if supply.error:
-                answer = self._ask(supply.error)
+                commands.append(supply.output_on)
+            self._last, self._prepared = value, True
+            if not supply.error:
+                for command in commands:
+                    self._tell(command)
+            else:
+                answer = self._ask(supply.error, commands)
                 if not answer.startswith(supply.no_error):
                     raise FieldError(f"the supply {self._address} answers '{answer}' to {value:g} {self.unit}")
         except self._errors as error:
+            self._drop()
             raise FieldError(
                 f"the supply {self._address} does not take {value:g} {self.unit}: {_first_line(error)}"
             ) from error
@@ -164,30 +179,77 @@ class VisaField:
     def read(self) -> float:
         """The measured value; zero where the output is off."""
         try:
-            if self._supply.output_query and self._ask(self._supply.output_query).startswith("0"):
-                return 0.0
-            return float(self._ask(self._supply.read))
+            self._connect()
+            if self._supply.output_query:
+                answer = self._ask(self._supply.output_query)
+                if answer.upper().lstrip("+") not in _SWITCH:
+                    raise ValueError(f"it answers '{answer}' to '{self._supply.output_query}'")
+                if not _SWITCH[answer.upper().lstrip("+")]:
+                    return 0.0
+            answer = self._ask(self._supply.read)
+            value = float(answer)
+            if not abs(value) < _NOT_A_NUMBER:
+                raise ValueError(f"it answers '{answer}' to '{self._supply.read}'")
+            return value
         except self._errors as error:
+            self._drop()
             raise FieldError(f"the supply {self._address} cannot be read back: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Release the supply. Its output stays as it is, but is switched off where it was brought to zero."""
+        if self._device is not None and self._last is not None and abs(self._last) < 1e-9 and self._supply.output_off:
+            with suppress(*self._errors):
+                self._tell(self._supply.output_off)
+        self._drop()
+        self._manager.close()
+
+    # --- the link ---
+
+    def _open(self) -> None:
+        supply = self._supply
+        attributes: dict[str, Any] = {
+            "read_termination": supply.read_termination,
+            "write_termination": supply.write_termination,
+            "timeout": 1000 * supply.timeout_s,
+            "open_timeout": round(1000 * supply.timeout_s),
+        }
+        self._device = self._manager.open_resource(self._address, **(attributes | supply.visa))
+
+    def _connect(self) -> None:
+        """Open a link that was dropped. Its first answer tells that all that was sent before it is done with."""
+        if self._device is not None:
+            return
+        self._open()
+        identity = self._ask(self._supply.identify or self._supply.read)
+        if self._supply.identify and identity != self._identity:
+            raise ValueError(f"it says it is '{identity}' now, and was '{self._identity}'")
+
+    def _drop(self) -> None:
+        """After an exchange that failed: an answer that is still to come must not be taken for another one.
+
+        The next exchange opens the link anew; what has to be so before a value is sent, is asked again.
+        """
         device, self._device = self._device, None
+        self._checked = False
         if device is None:
             return
-        try:
-            if self._last is not None and abs(self._last) < 1e-9 and self._supply.output_off:
-                device.write(self._supply.output_off)
+        with suppress(Exception):
+            if self._address.upper().endswith("::INSTR") and not self._address.upper().startswith("ASRL"):
+                device.clear()
+        with suppress(Exception):
             device.close()
-        except self._errors:
-            pass
-        finally:
-            self._manager.close()
 
     def _tell(self, command: str) -> None:
         self._device.write(command)
 
-    def _ask(self, question: str) -> str:
+    def _ask(self, question: str, commands: Sequence[str] = ()) -> str:
+        """Ask, after commands that have no answer."""
+        if self._address.upper().endswith("::SOCKET"):
+            # In one piece: a command and the question after it would wait 40 ms for each other (Nagle's algorithm).
+            question = self._supply.write_termination.join([*commands, question])
+        else:
+            for command in commands:
+                self._tell(command)
         with warnings.catch_warnings():
             # PyVISA only warns of an answer without its termination, which may be half a number.
             warnings.simplefilter("error", UserWarning)

@@ -60,6 +60,7 @@ class FieldGuard:
         self._settings = settings
         self._changed = threading.Condition()  # guards the keeper, and what stands below it
         self._keeper = Keeper(settings)
+        self._readings = self._keeper.readings
         self._ids = itertools.count()
         self._gone = False
         self._closing = False
@@ -75,7 +76,7 @@ class FieldGuard:
         self._thread = threading.Thread(target=self._listen, name="skyseg-field", daemon=True)
         self._thread.start()
         with self._changed:
-            read = self._changed.wait_for(lambda: self._keeper.readings or self._gone, ANSWER_S)
+            read = self._changed.wait_for(lambda: self._readings or self._gone, ANSWER_S)
         if not read or self._gone:
             self.close()
             raise FieldError(self.fault or f"the field was not read back within {ANSWER_S:g} s")
@@ -90,7 +91,7 @@ class FieldGuard:
     def latest(self) -> Reading:
         """The newest reading; `Reading.read_s` tells how old it is."""
         with self._changed:
-            return self._keeper.readings[-1]
+            return self._readings[-1]
 
     @property
     def target(self) -> int:
@@ -110,9 +111,8 @@ class FieldGuard:
         The age is negative for a reading after that time.
         """
         with self._changed:
-            readings = self._keeper.readings
-            best = readings[-1]
-            for back, reading in enumerate(reversed(readings)):
+            best = self._readings[-1]
+            for back, reading in enumerate(reversed(self._readings)):
                 if abs(reading.time_ns - time_ns) <= abs(best.time_ns - time_ns):
                     best = reading
                 elif back > _NEAREST:

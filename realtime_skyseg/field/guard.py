@@ -13,11 +13,14 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from realtime_skyseg.config import FieldSettings
@@ -30,6 +33,9 @@ ANSWER_S = 5.0
 
 #: What keeps a guard from following another one is tried again this often, and told of this often.
 TRY_AGAIN_S, SAY_S = 0.5, 5.0
+
+#: A pipe for messages is left so long after the service has gone.
+_PIPE_S = 10.0
 
 #: What somebody who does not read may leave behind; further messages are dropped, so that nobody waits.
 _UNREAD_BYTES = 1_000_000
@@ -169,7 +175,7 @@ class _Loop:
         self._line = line
         self._magnet = magnet
         self._tell = tell
-        self._next_tick_s = time.monotonic()
+        self._next_tick_s = self._gone_s = time.monotonic()
 
     def run(self, told_to_end: list[int]) -> None:
         """Until the service has gone, or says so, and the field is safe."""
@@ -193,10 +199,13 @@ class _Loop:
                 if answer:
                     self._line.send(answer)
         else:
+            _leave_pipe(self._gone_s)
             time.sleep(wait_s)
         if told_to_end:
             self._magnet.close("the guard was told to terminate")
-        elif not self._line.open:
+        if self._line.open:
+            self._gone_s = time.monotonic()
+        else:
             self._magnet.close("the service has gone")
         if time.monotonic() >= self._next_tick_s:
             self._next_tick_s = time.monotonic() + period_s
@@ -220,3 +229,12 @@ def _teller(line: Line) -> Callable[[dict[str, Any]], None]:
 def _print(text: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text)
+
+
+def _leave_pipe(gone_s: float) -> None:
+    """Who reads the service's messages through a pipe, waits for its end: go on in a file, some time after it."""
+    if time.monotonic() - gone_s > _PIPE_S and stat.S_ISFIFO(os.fstat(2).st_mode):
+        path = Path(tempfile.gettempdir()) / f"skyseg-field-guard-{os.getpid()}.log"
+        _print(f"skyseg field guard (process {os.getpid()}): goes on in {path}\n".encode())
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)

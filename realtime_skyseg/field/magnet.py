@@ -220,7 +220,7 @@ class Magnet:
         if self._set_mT is None:
             return
         target = self._safe_mT()
-        if [place for place, _ in self._plan] == [target] or (not self._plan and self._there(target)):
+        if [place for place, _ in self._plan] == [target] or (not self._plan and self._set_mT == target):
             return
         self._go_safe(reason)
 

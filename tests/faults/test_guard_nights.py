@@ -77,7 +77,7 @@ class SocketSupply:
         self._random = random.Random(seed)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
-        self._lock = threading.Lock()
+        self._lock, self._one = threading.Lock(), threading.Lock()
         self.output = self.last_read = 0.0
         self.log: list[tuple[float, float, bool]] = []  # s, mT, and whether values were ignored before it
         self.until: dict[str, float] = {}
@@ -111,7 +111,8 @@ class SocketSupply:
             while data := connection.recv(4096):
                 *lines, unread = (unread + data).split(b"\n")
                 for line in lines:
-                    answer = self._answer(line.decode().strip())
+                    with self._one:  # one after the other, whichever way it came
+                        answer = self._answer(line.decode().strip())
                     if answer is not None:
                         connection.sendall(answer.encode() + b"\n")
 
