@@ -30,7 +30,6 @@ from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import FieldSettings, PrepareSettings, load_config
 from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen
-from realtime_skyseg.field import magnet as magnet_module
 from realtime_skyseg.field.magnet import Magnet
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.programme import ExperimentSettings
@@ -119,9 +118,8 @@ def run(
     )  # fmt: skip
     sample = FilmSample(FilmSampleSettings(seed=seed, start="saturated", start_mT=start_mT), SIZE_PX, SIZE_PX)
     clock = Clock()
-    magnet_module.time = clock  # type: ignore[assignment, attr-defined]
     supply = Supply(clock, start_mT)
-    magnet = Magnet(limits, supply, lambda *_: None)  # type: ignore[arg-type]
+    magnet = Magnet(limits, supply, lambda _: None, clock.monotonic, clock.time_ns)  # type: ignore[arg-type]
     machine = Machine(ExperimentSettings.model_validate(tree), limits)
     decisions: list[dict[str, Any]] = []
     told: list[tuple[float, int, float, Segmentation, float]] = []
@@ -155,6 +153,7 @@ def run(
     while not machine.finished and len(counts) < frames and (stray_mT := stray(len(counts), decisions)) is not None:
         for _ in range(round(FRAME_S / TICK_S)):
             clock.now_s += TICK_S
+            magnet.hear({"do": "beat"})
             reading = magnet.tick() or reading
             sample.advance(TICK_S, supply.field_mT + stray_mT, supply.in_plane_mT)
             while told and told[0][0] <= clock.now_s:

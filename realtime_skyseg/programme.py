@@ -323,11 +323,13 @@ class PythonRule(_Rule):
 
     rule: Literal["python"]
     file: Path
-    """The Python file. It is run with the service's rights."""
+    """The Python file. It is run in a process of its own, with the service's rights."""
     function: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] = "decide"
     """Called with a list of `realtime_skyseg.experiment.Seen`, the newest last."""
     window_frames: Annotated[int, Field(ge=1, le=10_000)] = 100
     """So many results at most."""
+    limit_s: Annotated[float, Field(gt=0, le=60)] | None = None
+    """It may take so long for an answer, or it is ended and not asked again; absent: `max_age_s`."""
 
 
 Rule = Annotated[StopWhen | HoldCount | AdaptiveSteps | OnEvent | PythonRule, Field(discriminator="rule")]

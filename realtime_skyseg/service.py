@@ -157,6 +157,7 @@ class Service:
             self.run_file = first_file = self._path()
             if config.experiment and config.field and self.field:
                 self.experiment = Experiment(config.experiment, config.field, self.field, self._resume)
+                owned.callback(self.experiment.close)
             if self._resume:
                 first_file = self._resume.with_name(self._resume.name.removesuffix(".partial"))
                 self.run_file = _next_file(first_file, 2)
@@ -293,9 +294,11 @@ class Service:
             _show(watch, pipeline)
 
     def _experiment_faults(self, pipeline: Pipeline) -> list[str]:
-        outcome = self.experiment.outcome if self.experiment else None
-        if outcome is None:
+        if self.experiment is None:
             return []
+        outcome = self.experiment.outcome
+        if outcome is None:
+            return ["experiment: it broke off"]
         if pipeline.camera_changed:
             return ["the camera changed its frames, which ends an experiment"]
         if outcome.status == "fault":

@@ -1,6 +1,7 @@
 """Rules: what they decide on made-up frames, one after the other."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.experiment.rule_process import Answer, RuleProcess
 from realtime_skyseg.experiment.rules import WAIT, Decision, Seen, Situation, decider
-from realtime_skyseg.programme import Rule, Step
+from realtime_skyseg.programme import PythonRule, Rule, Step
 from realtime_skyseg.records import OBJECT_DTYPE, Kind
 
 STEP = Step(0, "down", "staircase", 0, 0, 1, 2.0, 2.1, 0.1, 5)
@@ -290,27 +292,73 @@ def python(tmp_path: Path, code: str) -> dict[str, Any]:
     return {"rule": "python", "file": str(tmp_path / "mine.py"), "window_frames": 3}
 
 
+def answers(rule: dict[str, Any], counts: list[int], limit_s: float = 20.0) -> list[Answer]:
+    """What a rule at work in its process answers, until it fails."""
+    process = RuleProcess(TypeAdapter(PythonRule).validate_python(rule), limit_s)
+    found = []
+    try:
+        for k, count in enumerate(counts):
+            found.append(process.ask_all([frame(k, count)]))
+            if found[-1].failed:
+                break
+    finally:
+        process.close()
+    return found
+
+
 def test_a_function_of_the_user(tmp_path: Path) -> None:
     code = "def decide(results):\n    return 1.5 if len(results) == 3 and results[-1].count > 2 else None\n"
-    decisions = decide(python(tmp_path, code), [5, 5, 0, 5])
-    assert decisions[:3] == [None, None, None]
-    assert decisions[3] == Decision("set", "decide returned 1.5", 1.5)
+    found = answers(python(tmp_path, code), [5, 5, 0, 5])
+    assert found == [Answer(0), Answer(1), Answer(2), Answer(3, 1.5)]
 
 
-def test_a_function_that_fails_is_not_asked_again(tmp_path: Path) -> None:
-    decisions = decide(python(tmp_path, "def decide(results):\n    return results[-1].cuont\n"), [1, 1])
-    assert decisions[0]
-    assert decisions[0].action == "mark"
-    assert "failed and is not asked again: AttributeError" in decisions[0].reason
-    assert decisions[1] is None
+#: What a rule may do to its process and to us: its code, and what is said of it; None: it works.
+HOSTILE = {
+    "blocks for ever": ("while True: time.sleep(1)", "took longer than 0.5 s (limit_s)"),
+    "does not even sleep": ("while True: pass", "took longer than 0.5 s (limit_s)"),
+    "sys.exit": ("sys.exit(3)", "SystemExit: 3"),
+    "os._exit": ("os._exit(3)", "ended its process (exit status 3)"),
+    "KeyboardInterrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+    "memory": ("raise MemoryError", "MemoryError: "),
+    "recursion": ("return decide(results)", "RecursionError: "),
+    "leaves threads": ("threading.Thread(target=time.sleep, args=(999,)).start(); return 1.5", None),
+    "nan": ("return float('nan')", "nan was returned; allowed: None or a finite number of mT"),
+    "numpy": ("return np.float32(1.5)", None),
+    "list": ("return [1.5]", "[1.5] was returned; allowed"),
+    "text": ("return '1.5'", "'1.5' was returned; allowed"),
+    "truth": ("return True", "True was returned; allowed"),
+    "huge": ("return 10**400", "1000"),
+    "is slow": ("time.sleep(3); return 1.5", "took longer than 0.5 s (limit_s)"),
+    "prints without end": ("while True: print('x' * 10_000)", "took longer than 0.5 s (limit_s)"),
+    "writes where it should not": ("os.write(1, b'{}'); os.write(0, b'{}'); return 1.5", None),
+    "lone surrogate": (r"raise ValueError('\ud800' * 1000)", "ValueError: ?"),
+    "changes its inputs": ("results[-1].objects['x'] = 7; results.clear(); return 1.5", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_rule_harms_nobody(tmp_path: Path, name: str) -> None:
+    body, sentence = HOSTILE[name]
+    imports = "import os, sys, threading, time\nimport numpy as np\n"
+    rule = python(tmp_path, f"{imports}def decide(results):\n    {body}\n")
+    begun = time.monotonic()
+    found = answers(rule, [1, 1], limit_s=0.5)
+    assert time.monotonic() - begun < 10
+    if sentence is None:
+        assert found == [Answer(0, 1.5), Answer(1, 1.5)]
+    else:
+        assert len(found) == 1
+        assert f"{rule['file']}: decide failed and is not asked again: {sentence}" in found[0].failed
+        assert len(found[0].failed) <= 300
 
 
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [("x = 1", "has no function 'decide'"), ("import nothing_of_this_name", "cannot be run: ModuleNotFoundError"),
-     ("def decide(", "cannot be run: SyntaxError")],
+     ("def decide(", "cannot be run: SyntaxError"), ("raise SystemExit", "SystemExit"),
+     ("import os; os._exit(1)", "ended its process")],
 )  # fmt: skip
 def test_a_function_that_is_not_there(tmp_path: Path, code: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        decider(TypeAdapter(Rule).validate_python(python(tmp_path, code)))
+        RuleProcess(TypeAdapter(PythonRule).validate_python(python(tmp_path, code)), 1.0)
     assert sentence in str(caught.value)

@@ -1,8 +1,30 @@
 """Field programmes with feedback: what is planned, what rules decide, and what comes out."""
 
-from realtime_skyseg.experiment.controller import Experiment, Outcome
-from realtime_skyseg.experiment.outcome import fields, report, transitions, write_clips
-from realtime_skyseg.experiment.replay import redecide
-from realtime_skyseg.experiment.rules import Seen
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realtime_skyseg.experiment.controller import Experiment, Outcome
+    from realtime_skyseg.experiment.outcome import fields, report, transitions, write_clips
+    from realtime_skyseg.experiment.replay import redecide
+    from realtime_skyseg.experiment.rules import Seen
 
 __all__ = ["Experiment", "Outcome", "Seen", "fields", "redecide", "report", "transitions", "write_clips"]
+
+_PLACES = {
+    "Experiment": "controller",
+    "Outcome": "controller",
+    "Seen": "rules",
+    "fields": "outcome",
+    "redecide": "replay",
+    "report": "outcome",
+    "transitions": "outcome",
+    "write_clips": "outcome",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the process of a Python rule needs next to nothing of this.
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

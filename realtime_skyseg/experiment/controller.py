@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from realtime_skyseg.config import FieldSettings
 from realtime_skyseg.errors import FieldError, SettingsError
 from realtime_skyseg.experiment.machine import (
+    AskRule,
     Demagnetise,
     Finished,
     GivePulse,
@@ -27,10 +28,11 @@ from realtime_skyseg.experiment.machine import (
     Told,
 )
 from realtime_skyseg.experiment.replay import replay
+from realtime_skyseg.experiment.rule_process import Answer, RuleProcess
 from realtime_skyseg.experiment.rules import Seen, seen, sources
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.pipeline import Latency, Pipeline
-from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings
+from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings, PythonRule
 from realtime_skyseg.records import Event, Result, TableRow
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ class Experiment:
             except ValueError as error:
                 raise SettingsError(f"experiment.{error}") from None
         else:
-            past = replay(resume, settings, magnet)
+            past = replay(resume, settings, magnet, ask=False)
             if past.machine.finished:
                 ended = past.machine.finished
                 raise SettingsError(
@@ -95,13 +97,24 @@ class Experiment:
         self._pipeline: Pipeline | None = None
         self._changed = threading.Condition()
         self._results: deque[Result] = deque(maxlen=_WAITING)
-        self._requests: deque[Told] = deque(maxlen=100)
-        self._closing = False
+        self._woken = False  # a rule has answered
+        self._pausing: Told | None = None  # the last of pause and resume, until the machine is told
+        self._ending: Told | None = None  # an abort, or the end of the run; nothing takes its place
+        self._halts = 0  # of the magnet, when this experiment began
         self._begun_s = time.perf_counter()
+        self._begun_ns = time.time_ns()
         self._rows: deque[TableRow] = deque(maxlen=_ROWS)
         self._steps = self._decisions = 0
         self._latency = Latency()
         self.table: deque[dict[str, Any]] = deque(maxlen=1000)  # the last rows of the table of steps, for display
+        self._rules: dict[int, RuleProcess] = {}
+        with ExitStack() as opened:
+            for place, rule in enumerate(settings.rules):
+                if isinstance(rule, PythonRule):
+                    limit_s = rule.limit_s or settings.max_age_s
+                    self._rules[place] = RuleProcess(rule, limit_s, self._wake)
+                    opened.callback(self._rules[place].close)
+            self._owned = opened.pop_all()
         self._thread = threading.Thread(target=self._run, name="skyseg-experiment")
 
     @property
@@ -117,30 +130,33 @@ class Experiment:
         self._pipeline = pipeline
         pipeline.on_result = self._offer
         self._begun_s = time.perf_counter() - self._past_s
-        if self._resume:
-            self._requests.append(Told.RESUMED)
+        self._begun_ns = time.time_ns() - round(1e9 * self._past_s)
+        self._halts = self._field.halts
         self._thread.start()
 
     def pause(self) -> None:
         """Stand still at the field of now. For any thread, like the other requests."""
-        self._request(Told.PAUSE)
+        with self._changed:
+            self._pausing = Told.PAUSE
+            self._changed.notify_all()
 
     def resume(self) -> None:
         """Go on."""
-        self._request(Told.RESUME)
+        with self._changed:
+            self._pausing = Told.RESUME
+            self._changed.notify_all()
 
     def abort(self) -> None:
-        """Go to the safe state, and end."""
-        self._request(Told.ABORT)
+        """Go to the safe state at once, whatever the experiment is at, and end. Not lost once this returns."""
+        self._end(Told.ABORT)
+        self._field.safe("the experiment was aborted", wait_s=0.0)
 
     def close(self) -> None:
         """End, aborting what is under way; the field goes to its safe state. Safe to call twice."""
         if self._thread.is_alive():
-            self._request(Told.ENDED)
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
+            self._end(Told.ENDED)
             self._thread.join()
+        self._owned.close()
 
     def status(self) -> dict[str, Any]:
         """For the control socket and displays."""
@@ -168,20 +184,30 @@ class Experiment:
             self._results.append(result)
             self._changed.notify_all()
 
-    def _request(self, told: Told) -> None:
+    def _end(self, told: Told) -> None:
         with self._changed:
-            self._requests.append(told)
+            self._ending = self._ending or told
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._woken = True
             self._changed.notify_all()
 
     # --- the thread ---
 
     def _run(self) -> None:
         try:
+            if self._resume:
+                self._tell(self._moment(Told.RESUMED))
             while self._machine.finished is None:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._results or self._requests, AC_POINT_S)
-                    requests, results = list(self._requests), list(self._results)
-                    self._requests.clear()
+                    self._changed.wait_for(
+                        lambda: self._results or self._pausing or self._ending or self._woken, AC_POINT_S
+                    )
+                    requests = [told for told in (self._pausing, self._ending) if told is not None]
+                    results = list(self._results)
+                    self._pausing, self._woken = None, False
                     self._results.clear()
                 if self._field.fault:
                     requests.append(Told.FAULT)
@@ -189,15 +215,25 @@ class Experiment:
                     self._tell(self._moment(told))
                 for result in results:
                     self._tell(self._moment(Told.FRAME, result), result)
-                if not (requests or results):
+                answered = self._hear_rules()
+                if not (requests or results or answered):
                     self._tell(self._moment(Told.TICK))
                 self._hand_over()
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is: the field is made safe, and the run says why it ended.
             log.exception("the experiment broke off")
             self._machine.finished = Finished("fault", f"the experiment broke off: {error!r}")
         finally:
             self._conclude()
+
+    def _hear_rules(self) -> bool:
+        """Tell the machine what Python rules have answered; True where there was something."""
+        heard = False
+        for place, rule in self._rules.items():
+            while (answer := rule.answer()) is not None:
+                heard = True
+                self._tell(self._answered(place, answer))
+        return heard
 
     def _conclude(self) -> None:
         finished = self._machine.finished
@@ -205,8 +241,7 @@ class Experiment:
         assert self._pipeline is not None
         self._pipeline.on_result = None
         message = f"{finished.status}: {finished.message}" if finished.message else finished.status
-        with suppress(FieldError):  # then the guard has made it safe, or is at it
-            self._field.safe(f"the experiment ended, {message}")
+        self._field.safe(f"the experiment ended, {message}")
         self._note(Note("experiment_ended", message))
         deadline = time.monotonic() + 5
         while self._rows and time.monotonic() < deadline:
@@ -218,15 +253,21 @@ class Experiment:
     def _moment(self, told: Told, result: Result | None = None) -> Moment:
         reading = self._field.latest
         now_s = time.perf_counter() - self._begun_s
+        # Times of a clock that nobody sets: the computer's own may jump.
+        time_ns = self._begun_ns + round(1e9 * now_s)
+        reading_ns = time_ns - round(1e9 * (time.monotonic() - reading.read_s))
         known = math.nan if reading.set_mT is None else reading.set_mT
+        moment = Moment(told, time_ns, now_s, reading_ns, reading.field_mT, known, reading.settled)
         if result is None:
-            return Moment(told, time.time_ns(), now_s, reading.time_ns, reading.field_mT, known, reading.settled)
+            return moment
         frame = result.frame
         taken_s = frame.handed_ns / 1e9 - self._begun_s
-        return Moment(
-            told, time.time_ns(), now_s, reading.time_ns, reading.field_mT, known, reading.settled, frame.index,
-            taken_s, see(result, taken_s),
-        )  # fmt: skip
+        return replace(moment, frame=frame.index, taken_s=taken_s, seen=see(result, taken_s))
+
+    def _answered(self, place: int, answer: Answer) -> Moment:
+        field_mT = math.nan if answer.field_mT is None else answer.field_mT
+        moment = self._moment(Told.ANSWER)
+        return replace(moment, rule=place, frame=answer.frame, answer=field_mT, failed=answer.failed)
 
     def _tell(self, moment: Moment, result: Result | None = None) -> None:
         """Let the machine answer, and do what it orders."""
@@ -243,6 +284,9 @@ class Experiment:
                     "settled": moment.settled,
                     "frame": moment.frame,
                     "taken_s": moment.taken_s,
+                    "rule": moment.rule,
+                    "answer": moment.answer,
+                    "failed": bool(moment.failed),
                 },
             )
         )
@@ -254,6 +298,8 @@ class Experiment:
                     stood_mT = self._field.stand_still()
                 self._do(order, moment)
             except FieldError as error:
+                if self._ending:
+                    return  # what was decided before it does not move the field any more
                 self._note(Note("experiment_refused", str(error), moment.frame))
                 self._tell(self._moment(Told.REFUSED))
                 return
@@ -266,11 +312,13 @@ class Experiment:
     def _do(self, order: Order, moment: Moment) -> None:
         match order:
             case SetField():
-                self._field.set_mT(order.field_mT)
+                self._field.set_mT(order.field_mT, self._halts)
             case GivePulse():
-                self._field.pulse(order.in_plane_mT, order.seconds)
+                self._field.pulse(order.in_plane_mT, order.seconds, self._halts)
             case Demagnetise():
-                self._field.demagnetise(order.amplitude_mT, order.ratio, order.smallest_mT, order.dwell_s)
+                self._field.demagnetise(order.amplitude_mT, order.ratio, order.smallest_mT, order.dwell_s, self._halts)
+            case AskRule():
+                self._rules[order.place].ask(order.seen)
             case Row():
                 self._rows.append(TableRow(order.table, order.values))
                 if order.table == "steps":

@@ -6,6 +6,7 @@ from its file, and when one that was killed goes on.
 
 import json
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -20,6 +21,7 @@ from realtime_skyseg.programme import (
     ExperimentSettings,
     Limits,
     OnEvent,
+    PythonRule,
     Step,
     alternating,
     check,
@@ -28,6 +30,9 @@ from realtime_skyseg.programme import (
 
 #: How much later than planned the field may be where it should be, beside `field.settle_s`.
 _PATIENCE_S = 5.0
+
+#: Frames at most that a Python rule was asked about and has not answered: a minute's worth, the longest it may take.
+_UNANSWERED = 10_000
 
 #: A ramp goes on by no more than this after a standstill.
 _LONGEST_S = 0.2
@@ -46,6 +51,7 @@ class Told(IntEnum):
     FAULT = 7  # the guard has a fault
     RESUMED = 8  # a run that was killed goes on
     STOOD = 9  # the answer to `StandStill`: `Moment.set_mT` is where the field stays
+    ANSWER = 10  # the answer to `AskRule`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,9 @@ class Moment:
     frame: int = -1
     taken_s: float = math.nan  # hand-over of the frame by the camera, on the clock of `now_s`
     seen: Seen | None = None
+    rule: int = -1  # of an answer: place of the rule; `frame` is the one that it was asked about
+    answer: float = math.nan  # the field that it wants; NaN: none
+    failed: str = ""  # why it gives no answer any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,14 @@ class Demagnetise:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRule:
+    """Ask a Python rule about a frame. Its answer is told as `Told.ANSWER`, later; nothing waits for it."""
+
+    place: int
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row for the run file."""
 
@@ -123,7 +140,7 @@ class Finished:
     message: str
 
 
-Order = SetField | StandStill | GivePulse | Demagnetise | Row | Note | Finished
+Order = SetField | StandStill | GivePulse | Demagnetise | AskRule | Row | Note | Finished
 
 _Phase = Literal["moving", "alternating", "demagnetising", "pulse", "settling", "measuring"]
 
@@ -137,14 +154,19 @@ class Machine:
 
     Raises:
         ValueError: the programme asks more than the magnet may give.
-        SettingsError: a Python rule cannot be loaded.
     """
 
     def __init__(self, settings: ExperimentSettings, field: Limits) -> None:
         self._settings = settings
         self._field = field
         self.steps = check(settings, field)
-        self._rules: list[tuple[Any, Decider]] = [(rule, decider(rule)) for rule in settings.rules]
+        self._rules: list[tuple[Any, Decider | None]] = [
+            (rule, None if isinstance(rule, PythonRule) else decider(rule)) for rule in settings.rules
+        ]
+        self._asked: dict[int, deque[tuple[Seen, Step]]] = {  # what Python rules have not answered yet
+            place: deque(maxlen=_UNANSWERED) for place, (_, one) in enumerate(self._rules) if one is None
+        }
+        self._acted_frame = -1  # the newest when a rule was obeyed last
         self._legs = _legs(self.steps)
         self.finished: Finished | None = None
         self.paused = False
@@ -212,6 +234,8 @@ class Machine:
                 self._go_on()
             case Told.STOOD:
                 self._ramp_at = moment.set_mT
+            case Told.ANSWER:
+                self._hear(moment)
             case Told.FRAME:
                 self._see()
             case Told.TICK:
@@ -258,12 +282,47 @@ class Machine:
         for place, (rule, one) in enumerate(self._rules):
             if self._ending or (taken and not isinstance(rule, OnEvent)) or not _applies(rule, step):
                 continue
+            if one is None:
+                self._ask(place, now, step)
+                continue
             decision = one.decide(now, at)
             if decision is None:
                 continue
             taken = taken or (decision.action != "mark" and not self._settings.dry_run)
             if decision.action != "wait":
                 self._decide(place, decision, step)
+
+    def _ask(self, place: int, now: Seen, step: Step) -> None:
+        if place in self._asked:
+            self._asked[place].append((now, step))
+            self._orders.append(AskRule(place, now))
+
+    def _hear(self, moment: Moment) -> None:
+        """Take what a Python rule says, if it may still act on what it was asked about."""
+        place, asked = moment.rule, self._asked.get(moment.rule)
+        now = then = None
+        while asked and asked[0][0].frame <= moment.frame:
+            now, then = asked.popleft()
+        step = self._step or then
+        if now is None or then is None or step is None or self._ending:
+            return
+        if moment.failed:
+            del self._asked[place]
+            self._decide(place, Decision("mark", moment.failed), step, now)
+            return
+        new = moment.answer
+        if math.isnan(new) or new == self._target:
+            return
+        age_s = moment.now_s - now.time_s
+        function = self._rules[place][0].function
+        why = ""
+        if age_s > self._settings.max_age_s:
+            why = f"the result is {age_s:.3g} s old, allowed: {self._settings.max_age_s:g} s (max_age_s)"
+        elif self._step is None or self._step.plan != then.plan or self._acted_frame >= now.frame:
+            why = "another rule, or the programme, has gone on since"
+        elif self.paused or self.waiting or self._phase in ("demagnetising", "pulse"):
+            why = "the experiment is paused, or at a pulse or demagnetisation"
+        self._decide(place, Decision("set", f"{function} returned {new:g}", new), step, now, why)
 
     def _situation(self, step: Step, settled: bool) -> Situation:
         return Situation(
@@ -273,12 +332,20 @@ class Machine:
 
     # --- decisions ---
 
-    def _decide(self, place: int, decision: Decision, step: Step) -> None:
-        """Record what a rule wants during a step, and do it unless it may not be done."""
-        now, moment = self._last, self._m
+    def _decide(self, place: int, decision: Decision, step: Step, about: Seen | None = None, refused: str = "") -> None:
+        """Record what a rule wants during a step, and do it unless it may not be done.
+
+        Args:
+            place: of the rule.
+            decision: what it wants.
+            step: under way.
+            about: the result that it looked at; None: the last one.
+            refused: why it may not have it, beyond the limits.
+        """
+        now, moment = about or self._last, self._m
         there = moment.set_mT if math.isfinite(moment.set_mT) else self._target
         new = self._target if decision.field_mT is None else decision.field_mT
-        refused = "" if decision.action == "mark" else self._refusal(step, new, decision.pulse)
+        refused = refused or ("" if decision.action == "mark" else self._refusal(step, new, decision.pulse))
         if refused and decision.action in ("stop", "end_part"):
             new, refused = there, f"{refused}; stays at {there:g} mT"
         elif refused:
@@ -318,6 +385,8 @@ class Machine:
             )
         )
         if acts:
+            if decision.action != "mark" and self._last is not None:
+                self._acted_frame = self._last.frame
             self._act(step, decision, new)
 
     def _refusal(self, step: Step, field_mT: float, pulse: tuple[float, float] | None) -> str:
@@ -627,6 +696,7 @@ class Machine:
                 continue
             counts = [seen.count for seen in self._closed] or [self._last.count if self._last else 0]
             self._step = step
+            assert one is not None
             decision = one.next_field(float(np.mean(counts)), self._situation(step, True))
             if decision is None or decision.field_mT is None:
                 self._step = None

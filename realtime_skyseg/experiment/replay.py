@@ -2,18 +2,21 @@
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import ValidationError
 
 from realtime_skyseg.errors import RunFileError
-from realtime_skyseg.experiment.machine import Machine, Moment, Row, Told
+from realtime_skyseg.experiment.machine import AskRule, Machine, Moment, Row, Told
+from realtime_skyseg.experiment.rule_process import RuleProcess
 from realtime_skyseg.experiment.rules import Seen, sources
-from realtime_skyseg.programme import ExperimentSettings, Limits
+from realtime_skyseg.programme import ExperimentSettings, Limits, PythonRule
 from realtime_skyseg.records import Skipped
 from realtime_skyseg.storage import Run, open_run
 
@@ -28,6 +31,7 @@ class Past:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     own: tuple[int, int] = (0, 0)  # rows of both before this file, where it goes on from another one
     missing: int = -1  # frame whose result is not in the file, so that its end could not be told; -1: none
+    differences: list[str] = field(default_factory=list)  # answers of Python rules that were others
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
         raise RunFileError(f"run file '{run.path}' has no settings of an experiment that are valid now") from error
 
 
-def replay(path: Path, settings: ExperimentSettings | None = None, magnet: Limits | None = None) -> Past:
+def replay(
+    path: Path, settings: ExperimentSettings | None = None, magnet: Limits | None = None, ask: bool = True
+) -> Past:
     """Tell a new machine everything that the run's was told.
 
     Args:
         path: the run file, finished or not; where it went on from another one, that is read first.
         settings: other than the file's own, to see what they would have decided.
         magnet: likewise.
+        ask: ask Python rules again; else what they answered then is told.
 
     Raises:
         RunFileError: there is no such file, or no experiment in it.
@@ -77,16 +84,77 @@ def replay(path: Path, settings: ExperimentSettings | None = None, magnet: Limit
         settings, magnet = settings or own[0], magnet or own[1]
         before = experiment["resumed_from"]
         if before:
-            past = replay(_found(Path(before), path), settings, magnet)
+            past = replay(_found(Path(before), path), settings, magnet, ask)
             past.own = (len(past.steps), len(past.decisions))
         else:
             past = Past(Machine(settings, magnet))
-        for moment in _moments(run, experiment["inputs"], past):
-            past.now_s = moment.now_s
-            for order in past.machine.advance(moment):
-                if isinstance(order, Row):
-                    (past.steps if order.table == "steps" else past.decisions).append(order.values)
+        known = "rule" in (experiment["inputs"].dtype.names or ())
+        with _Rules(settings, past, ask or not known, known) as rules:
+            for moment in _moments(run, experiment["inputs"], past):
+                moments = deque([rules.answered(moment)])
+                while moments:
+                    now = moments.popleft()
+                    past.now_s = now.now_s
+                    for order in past.machine.advance(now):
+                        if isinstance(order, Row):
+                            (past.steps if order.table == "steps" else past.decisions).append(order.values)
+                        elif isinstance(order, AskRule):
+                            rules.ask(order)
+                            if not known:  # from before rules worked beside the experiment: it waited for each
+                                moments.append(rules.answered(_asked(now, order)))
     return past
+
+
+def _asked(now: Moment, order: AskRule) -> Moment:
+    return replace(now, told=Told.ANSWER, seen=None, rule=order.place, frame=order.seen.frame)
+
+
+class _Rules:
+    """The Python rules of a run, asked again about the same results."""
+
+    def __init__(self, settings: ExperimentSettings, past: Past, ask: bool, known: bool) -> None:
+        self._settings = settings
+        self._past = past
+        self._ask = ask
+        self._known = known  # the file has what they answered then
+        self._owned = ExitStack()
+        self._results: dict[int, list[Seen]] = {}
+        self._processes: dict[int, RuleProcess] = {}
+
+    def __enter__(self) -> Self:
+        if self._ask:
+            for place, rule in enumerate(self._settings.rules):
+                if isinstance(rule, PythonRule):
+                    process = RuleProcess(rule, rule.limit_s or self._settings.max_age_s)
+                    self._owned.callback(process.close)
+                    self._processes[place] = process
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
+
+    def ask(self, order: AskRule) -> None:
+        """Keep what a rule is asked about, until its answer comes."""
+        self._results.setdefault(order.place, []).append(order.seen)
+
+    def answered(self, moment: Moment) -> Moment:
+        """The moment, with what the rule answers now where it is an answer."""
+        if moment.told != Told.ANSWER or moment.rule not in self._processes:
+            return moment
+        waiting = self._results.get(moment.rule, [])
+        about = [seen for seen in waiting if seen.frame <= moment.frame]
+        self._results[moment.rule] = waiting[len(about) :]
+        if not about:
+            return moment
+        answer = self._processes[moment.rule].ask_all(about)
+        value = math.nan if answer.field_mT is None else answer.field_mT
+        same = value == moment.answer or (math.isnan(value) and math.isnan(moment.answer))
+        if self._known and not (same and bool(answer.failed) == bool(moment.failed)):
+            self._past.differences.append(
+                f"rule {moment.rule} answered {moment.answer:g} to frame {moment.frame} in the file, "
+                f"{answer.failed or f'{value:g}'} again"
+            )
+        return replace(moment, answer=value, failed=answer.failed)
 
 
 def _found(before: Path, path: Path) -> Path:
@@ -111,6 +179,10 @@ def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:
             told, int(row["time_ns"]), float(row["now_s"]), int(row["reading_ns"]), float(row["field_mT"]),
             float(row["set_mT"]), bool(row["settled"]),
         )  # fmt: skip
+        if told == Told.ANSWER:
+            failed = "failed in the run that this one goes on from" if row["failed"] else ""
+            yield Moment(*common, frame, rule=int(row["rule"]), answer=float(row["answer"]), failed=failed)
+            continue
         if told != Told.FRAME:
             yield Moment(*common)
             continue
@@ -136,7 +208,7 @@ def redecide(path: str | Path) -> list[str]:
     """
     path = Path(path)
     past = replay(path)
-    differences = []
+    differences = past.differences
     with open_run(path) as run:
         experiment = run.experiment
         settings, _ = _settings_of(run)

@@ -116,7 +116,7 @@ class _Quiet:
 
 
 def decider(rule: Rule) -> Decider:
-    """The rule at work for its settings. Raises `SettingsError` for a Python rule that cannot be loaded."""
+    """The rule at work for its settings. A Python rule works in a process of its own, see `rule_process`."""
     match rule:
         case StopWhen():
             return _StopWhen(rule)
@@ -127,7 +127,7 @@ def decider(rule: Rule) -> Decider:
         case OnEvent():
             return _OnEvent(rule)
         case PythonRule():
-            return _PythonRule(rule)
+            raise TypeError("a Python rule is asked in a process of its own, see rule_process")
 
 
 class Truth:
@@ -556,31 +556,6 @@ class _Pending:
     x: float
     y: float
     frames: int = 1
-
-
-class _PythonRule(_Quiet):
-    """The user's function. An error in it is a decision to do nothing more."""
-
-    def __init__(self, rule: PythonRule) -> None:
-        self._rule = rule
-        self._recent: deque[Seen] = deque(maxlen=rule.window_frames)
-        self._function = load_function(rule)
-        self._broken = False
-
-    def decide(self, now: Seen, at: Situation) -> Decision | None:
-        self._recent.append(now)
-        if self._broken:
-            return None
-        try:
-            value = self._function(list(self._recent))
-            wanted = None if value is None else float(value)  # type: ignore[arg-type]
-        except Exception as error:
-            self._broken = True
-            where = f"{self._rule.file}: {self._rule.function}"
-            return Decision("mark", f"{where} failed and is not asked again: {type(error).__name__}: {error}"[:300])
-        if wanted is None or wanted == at.target_mT:
-            return None
-        return Decision("set", f"{self._rule.function} returned {wanted:g}", wanted)
 
 
 def load_function(rule: PythonRule) -> Callable[[Sequence[Seen]], object]:

@@ -258,7 +258,8 @@ class Magnet:
             self._suspect(f"the field cannot be read back: {error}")
         else:
             if self._unanswered:
-                self._unanswered, self._started_s, self._ended_s = False, before_s, before_s
+                # What was late has arrived by now, and perhaps only just.
+                self._unanswered, self._started_s, self._ended_s = False, self._clock(), self._clock()
             self._judge(device, field_mT)
             reading = {
                 "time_ns": before_ns + round((self._clock() - before_s) * 5e8),

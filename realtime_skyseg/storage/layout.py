@@ -151,6 +151,9 @@ EXPERIMENT_TABLES: dict[str, np.dtype[Any]] = {
             ("settled", "u1"),
             ("frame", "<i8"),
             ("taken_s", "<f8"),
+            ("rule", "i1"),
+            ("answer", "<f8"),
+            ("failed", "u1"),
         ]
     ),
 }
