@@ -69,9 +69,7 @@ def sweep(service: sky.Service, arguments: argparse.Namespace) -> list[tuple[str
         steps = []
         for branch, fields in (("down", down), ("up", down[::-1])):
             for field_mT in fields:
-                control.ask("set_field", field_mT=field_mT)
-                while not control.ask("status")["status"]["field_settled"]:
-                    time.sleep(0.02)
+                control.set_field(field_mT, wait=True)
                 time.sleep(arguments.dwell)
                 now_ns = time.time_ns()
                 steps.append((branch, field_mT, now_ns - round(arguments.dwell / 3 * 1e9), now_ns))

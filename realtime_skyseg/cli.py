@@ -4,13 +4,14 @@ import argparse
 import csv
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from realtime_skyseg.errors import RunFileError, SettingsError, SkysegError
 
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
                          "pause, resume, abort, take_background")  # fmt: skip
     command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="for example field_mT=12.5")
     command.add_argument("--address", help="of the control socket; default: tcp://127.0.0.1:5556")
+    command.add_argument("--wait", type=float, nargs="?", const=60.0, metavar="SECONDS",
+                         help="until the field is there, at most so long (60)")  # fmt: skip
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=_tell)
 
@@ -269,7 +272,15 @@ def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None)
 
     console = terminal.console()
     service = Service(config, resume)
-    before = {number: signal.signal(number, lambda *_: service.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1 and service.running:
+            _leave(service)
+        service.stop()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with terminal.run_display(console, service) as display:
             summary = service.run(display)
@@ -292,6 +303,16 @@ def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None)
     if summary.message:
         print(f"skyseg: {summary.message}", file=sys.stderr)
     return summary.exit_status
+
+
+def _leave(service: Any) -> NoReturn:
+    """Asked to end a second time: at once, whatever hangs, and without a lock that could hang too."""
+    text = f"skyseg: left at once; what was recorded is kept in '{service.run_file}.partial' (skyseg recover)"
+    if service.field:  # it sees its connection close
+        text += "; the field guard makes the field safe"
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+    os._exit(130)
 
 
 def _finish_sweep(console: Any, outcome: Any, run_file: str) -> dict[str, Any]:
@@ -337,7 +358,12 @@ def _tell(options: argparse.Namespace) -> int:
         if not equals:
             raise SettingsError(f"'{pair}': allowed: KEY=VALUE, for example field_mT=12.5")
     with Control(options.address or DEFAULT_CONTROL_ADDRESS, keys=options.keys) as service:
-        print(json.dumps(service.ask(options.do, **values), indent=1))
+        answer = service.ask(options.do, **values)
+        if options.wait is not None:
+            if "target" not in answer:
+                raise SettingsError(f"--wait: '{options.do}' has no target; allowed: set_field, demagnetise")
+            answer["status"] = service.wait_settled(answer["target"], options.wait)
+        print(json.dumps(answer, indent=1))
     return 0
 
 

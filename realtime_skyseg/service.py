@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,7 @@ class Service:
         control_address: of the control socket, once the run has begun; empty where there is none.
         metrics_port: where Prometheus finds figures, once the run has begun; None: nowhere.
         field: the magnet, once the run has begun; None where the settings have none.
+        running: within `run`.
         run_file: where the run is saved, once it has begun; after a change of the camera's frames, the next file.
         experiment: the field programme, once the run has begun; None where the settings have none.
 
@@ -99,6 +100,7 @@ class Service:
         self._publisher: Publisher | None = None
         self._field_brought = False
         self._run_id = ""
+        self.running = False
 
     def stop(self) -> None:
         """End the run: what was received is still analysed and written."""
@@ -130,8 +132,11 @@ class Service:
             FieldError: the magnet's supply cannot be opened or read.
         """
         config = self.config
+        self._field_brought = False
         self._run_id = run_id = uuid.uuid4().hex
         with ExitStack() as owned:
+            self.running = True
+            owned.callback(setattr, self, "running", False)
             camera = config.camera.open()
             owned.callback(camera.close)
             segmenter = Segmenter.of(config.analysis, config.measure)
@@ -286,8 +291,7 @@ class Service:
                 self.experiment.close()
             if self.field and self._ends_with(pipeline):
                 # At once, not after the analysis of what still waits.
-                with suppress(FieldError):
-                    self.field.safe("the service ends")
+                self.field.safe("the service ends")
                 self._note_field(pipeline)
             pipeline.finish()
         if watch:
@@ -318,9 +322,16 @@ class Service:
             return
         self._field_brought = True
         way_mT = abs(settings.initial_mT - self.field.latest.field_mT)
-        self.field.set_mT(settings.initial_mT)
+        target = self.field.set_mT(settings.initial_mT)
         deadline = time.monotonic() + 1.5 * way_mT / settings.slew_mT_per_s + settings.settle_s + 5.0
-        while not self._stop.is_set() and not self.field.wait_settled(0.25):
+        while not self._stop.is_set() and self.field.target == target:
+            try:
+                if self.field.wait_settled(0.25, target):
+                    return
+            except FieldError:
+                if self.field.fault:
+                    raise
+                return  # a request that came meanwhile has taken its place
             if time.monotonic() > deadline:
                 raise FieldError(
                     f"field.initial_mT: {settings.initial_mT:g} mT was not reached in time; the field is at "
@@ -332,8 +343,8 @@ class Service:
             pipeline.note(event)
             pipeline.notices.append(f"{event.kind}: {event.message}")
 
-    def _answer(self, request: control.Request) -> dict[str, Any]:
-        """Carry out a request of the control socket, in its thread."""
+    def _answer(self, request: control.Request) -> dict[str, Any] | Callable[[], dict[str, Any]]:
+        """Carry out a request of the control socket, at once; or say how, where the magnet's guard has to answer."""
         if isinstance(request, control.SetField | control.Demagnetise | control.Pulse):
             self._check_free(request.do)
         match request:
@@ -345,18 +356,10 @@ class Service:
                 if self._pipeline is None:
                     raise ControlError("mark: the run has not begun yet; allowed: once frames come")
                 self._pipeline.event("mark", request.message, wait=False)
-            case control.SetField():
-                self._magnet().set_mT(request.field_mT)
-            case control.EnterField():
-                self._magnet().enter_mT(request.field_mT)
             case control.SafeField():
                 if self.experiment:
                     self.experiment.abort()
-                self._magnet().safe("a request on the control socket")
-            case control.Demagnetise():
-                self._magnet().demagnetise(request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
-            case control.Pulse():
-                self._magnet().pulse(request.in_plane_mT, request.seconds)
+                self._magnet().safe("a request on the control socket", wait_s=0.0)
             case control.Pause():
                 self._programme().pause()
             case control.Resume():
@@ -365,7 +368,31 @@ class Service:
                 self._programme().abort()
             case control.TakeBackground():
                 self.take_background(request.frames)
+            case _:
+                return self._move(request)
         return {}
+
+    def _move(
+        self, request: control.SetField | control.EnterField | control.Demagnetise | control.Pulse
+    ) -> Callable[[], dict[str, Any]]:
+        """How to carry out a request that the guard answers; not any more, once one that makes safe has come since."""
+        field = self._magnet()
+        halts = field.halts
+
+        def move() -> dict[str, Any]:
+            match request:
+                case control.SetField():
+                    return {"target": field.set_mT(request.field_mT, halts)}
+                case control.Demagnetise():
+                    values = (request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
+                    return {"target": field.demagnetise(*values, halts)}
+                case control.Pulse():
+                    field.pulse(request.in_plane_mT, request.seconds, halts)
+                case control.EnterField():
+                    field.enter_mT(request.field_mT)
+            return {}
+
+        return move
 
     def _magnet(self) -> FieldGuard:
         if self.field is None:
@@ -400,7 +427,8 @@ class Service:
             "stripes": last.segmentation.stripes if last else None,
             "field_mT": _finite(reading.field_mT) if reading else None,
             "field_set_mT": reading.set_mT if reading else None,
-            "field_settled": reading.settled if reading else None,
+            "field_settled": self.field.settled if self.field else None,
+            "field_target": self.field.target if self.field else None,
             "experiment": self.experiment.status() if self.experiment else None,
         }
 

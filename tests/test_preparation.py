@@ -821,9 +821,7 @@ def test_the_twins_raw_images_live(tmp_path: Path) -> None:
                 wait(lambda: analysed() >= until)
 
             def field(field_mT: float) -> None:
-                control.ask("set_field", field_mT=field_mT)
-                time.sleep(0.3)
-                wait(lambda: bool(control.ask("status")["status"]["field_settled"]))
+                control.set_field(field_mT, wait=True)
 
             wait(lambda: analysed() > 0)
             field(6.0)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
+from queue import SimpleQueue
 from typing import Any
 
 from realtime_skyseg.errors import SettingsError
@@ -211,8 +212,10 @@ def main() -> None:
         os._exit(0)
     say(loaded=True)
     recent: deque[Seen] = deque(maxlen=rule.window_frames)
-    while (results := _next(asked)) is not None:
-        recent.extend(results)
+    results: SimpleQueue[list[Seen]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(asked, results), daemon=True).start()
+    while True:
+        recent.extend(results.get())
         try:
             said = function(list(recent))
         except BaseException as error:  # whatever it raises, also what is meant to end a program
@@ -222,7 +225,13 @@ def main() -> None:
             say(value=judged(said))
         except Exception as error:
             say(failed=str(error))
-    os._exit(0)  # also where the rule has left threads
+
+
+def _listen(asked: Any, results: "SimpleQueue[list[Seen]]") -> None:
+    """Take what the experiment asks; once it has gone, end, whatever the rule and threads that it has left are at."""
+    while (message := _next(asked)) is not None:
+        results.put(message)
+    os._exit(0)
 
 
 def judged(value: object) -> float | None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Full, Queue
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +30,9 @@ _MOST_BYTES, _CUT_OFF_BYTES = 65_536, 1_048_576
 #: Requests that wait for their turn; the service takes no more from a client meanwhile. And answers that a client may
 #: leave unread, before it loses the next.
 _QUEUE, _UNREAD = 64, 1000
+
+#: A client that waits for the field asks this often.
+_ASK_AGAIN_MS = 20
 
 #: Longer than the field guard may take for its answer.
 _ANSWER_S = 10.0
@@ -157,13 +161,19 @@ def parse(data: bytes) -> Request:
         raise ControlError(f"malformed request: {place + ': ' if place else ''}{message}"[:500]) from None
 
 
+#: What carries a request out: what its answer holds beside `ok`, at once; or how to find that out, where it takes time.
+Carry = Callable[[Request], dict[str, Any] | Callable[[], dict[str, Any]]]
+
+
 class ControlServer:
-    """Answers requests, one after the other, in a thread of its own. Owns the thread and its socket until `close`.
+    """Answers requests. Owns two threads and its sockets until `close`.
+
+    One thread takes every request as it comes, and answers those at once that take no time: what makes safe is among
+    them, and waits for nobody. The others are carried out one after the other by the second thread.
 
     Args:
         address: where to bind.
-        answer: carries a request out and returns what the answer holds beside `ok`. A `SkysegError` from it becomes
-            the answer's `error`.
+        carry: carries a request out, see `Carry`. A `SkysegError` becomes the answer's `error`.
         keys: folder of keys; None: whoever can reach the address is served.
 
     Raises:
@@ -173,8 +183,8 @@ class ControlServer:
         address: where it is, with the port that was taken.
     """
 
-    def __init__(self, address: str, answer: Callable[[Request], dict[str, Any]], keys: Path | None = None) -> None:
-        self._answer = answer
+    def __init__(self, address: str, carry: Carry, keys: Path | None = None) -> None:
+        self._carry = carry
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 200)
@@ -188,66 +198,120 @@ class ControlServer:
             self._context.destroy(linger=0)
             raise
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        name = f"inproc://{secrets.token_hex(8)}"
-        self._closing = self._context.socket(zmq.PAIR)
-        self._closing.bind(name)
-        self._wake = self._context.socket(zmq.PAIR)
-        self._wake.connect(name)
-        self._thread = threading.Thread(target=self._serve, name="skyseg-control")
-        self._thread.start()
+        self._wake, self._woken = self._pair()
+        self._done, self._answered = self._pair()
+        self._closing = False
+        self._slow: Queue[tuple[list[bytes], str | int | None, Callable[[], dict[str, Any]]] | None] = Queue(_QUEUE)
+        self._threads = [
+            threading.Thread(target=self._serve, name="skyseg-control"),
+            threading.Thread(target=self._work, name="skyseg-requests"),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """End the thread, after the request that it carries out. Safe to call twice."""
-        if self._thread.is_alive():
+        """End the threads, after the request that is carried out. Safe to call twice."""
+        serving, working = self._threads
+        if working.is_alive():
+            self._closing = True
+            self._slow.put(None)
+            working.join()
             self._wake.send(b"")
-            self._thread.join()
+            serving.join()
         self._wake.close()
         if self._doorkeeper:
             self._doorkeeper.close()
         self._context.term()
 
+    def _pair(self) -> tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]:
+        """A way from one thread to another."""
+        name = f"inproc://{secrets.token_hex(8)}"
+        end, begin = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        end.bind(name)
+        begin.connect(name)
+        return begin, end
+
     def _serve(self) -> None:
         poller = zmq.Poller()
-        for way in (self._socket, self._closing):
+        for way in (self._socket, self._answered, self._woken):
             poller.register(way, zmq.POLLIN)
-        while self._closing not in (ready := dict(poller.poll())):
+        while self._woken not in (ready := dict(poller.poll())):
+            if self._answered in ready:
+                self._send(self._answered.recv_multipart())
             if self._socket in ready:
                 self._take()
-        self._socket.close()
-        self._closing.close()
+        while self._answered.poll(0):
+            self._send(self._answered.recv_multipart())
+        for way in (self._socket, self._answered, self._woken):
+            way.close()
+
+    def _work(self) -> None:
+        """Carry out what takes time."""
+        while (asked := self._slow.get()) is not None:
+            envelope, number, carry = asked
+            reply = self._tried(carry, number) if not self._closing else _refused("the service ends", number)
+            self._done.send_multipart([*envelope, json.dumps(reply).encode()])
+        self._done.close()
 
     def _take(self) -> None:
         sender, *parts = self._socket.recv_multipart(copy=True)
         # A REQ client puts an empty part before its request, and expects it back.
-        envelope = parts[:1] if len(parts) > 1 and not parts[0] else []
-        reply = self._reply(parts[len(envelope) :])
+        envelope = [sender, *(parts[:1] if len(parts) > 1 and not parts[0] else [])]
+        number: str | int | None = None
+        reply: dict[str, Any] | None
         try:
-            self._socket.send_multipart([sender, *envelope, json.dumps(reply).encode()], zmq.NOBLOCK)
+            if len(parts) != len(envelope):
+                raise ControlError(f"a request of {len(parts) - len(envelope) + 1} parts is malformed; allowed: 1")
+            request = parse(parts[-1])
+            number = request.id
+        except SkysegError as error:
+            reply = _refused(str(error), None)
+        else:
+            reply = self._tried(lambda: self._begun(request, envelope), number)
+        if reply:
+            self._send([*envelope, json.dumps(reply).encode()])
+
+    def _begun(self, request: Request, envelope: list[bytes]) -> dict[str, Any] | None:
+        """The answer; None where it comes later."""
+        answer = self._carry(request)
+        if isinstance(answer, dict):
+            return answer
+        try:
+            self._slow.put_nowait((envelope, request.id, answer))
+        except Full:
+            raise ControlError(
+                f"{request.do}: {_QUEUE} requests wait already; allowed: once some are answered"
+            ) from None
+        return None
+
+    def _tried(self, carry: Callable[[], dict[str, Any] | None], number: str | int | None) -> dict[str, Any] | None:
+        try:
+            answer = carry()
+        except SkysegError as error:
+            return _refused(str(error), number)
+        except Exception as error:
+            log.exception("a request failed")
+            return _refused(f"the service failed to carry it out: {error!r}", number)
+        if answer is None:
+            return None
+        return {"ok": True, **answer} | ({} if number is None else {"id": number})
+
+    def _send(self, parts: list[bytes]) -> None:
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             log.warning("an answer did not reach its client: %s", error.strerror)
 
-    def _reply(self, parts: list[bytes]) -> dict[str, Any]:
-        number: str | int | None = None
-        try:
-            if len(parts) != 1:
-                raise ControlError(f"a request of {len(parts)} parts is malformed; allowed: 1")
-            request = parse(parts[0])
-            number = request.id
-            reply = {"ok": True, **self._answer(request)}
-        except SkysegError as error:
-            reply = {"ok": False, "error": str(error)}
-        except Exception as error:
-            log.exception("a request failed")
-            reply = {"ok": False, "error": f"the service failed to carry it out: {error!r}"}
-        return reply if number is None else {**reply, "id": number}
+
+def _refused(reason: str, number: str | int | None) -> dict[str, Any]:
+    return {"ok": False, "error": reason} | ({} if number is None else {"id": number})
 
 
 class Control:
     """A client of the control socket. Used by one thread; close it, or use it as a context manager.
 
     >>> with sky.Control("tcp://127.0.0.1:5556") as service:         # doctest: +SKIP
-    ...     service.ask("set_field", field_mT=12.5)
-    ...     service.ask("status")["field_mT"]
+    ...     service.set_field(12.5, wait=True)["status"]["field_mT"]
 
     Args:
         address: of the service's control socket, tcp://HOST:PORT.
@@ -293,6 +357,45 @@ class Control:
                 return reply
             # The answer to a request that was given up before.
         raise ControlError(f"no answer from '{self.address}' within {self._timeout_s:g} s; is the service running?")
+
+    def set_field(self, field_mT: float, wait: bool = False, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Go to a field, and return the answer: `target` is the number of this target.
+
+        Args:
+            field_mT: where to.
+            wait: return only once the field is there and read back within the tolerance; then `status` is in the
+                answer too, with the field that was read.
+            timeout_s: longest wait for that.
+
+        Raises:
+            ControlError: it was refused, another target took its place, or it was not reached in time.
+        """
+        answer = self.ask("set_field", field_mT=field_mT)
+        return answer | {"status": self.wait_settled(answer["target"], timeout_s)} if wait else answer
+
+    def wait_settled(self, target: int, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Wait until a target, by its number, is reached and read back; the service's status then.
+
+        Raises:
+            ControlError: there was a fault, another target took its place, or it was not reached in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status: dict[str, Any] = self.ask("status")["status"]
+            if status["fault"]:
+                raise ControlError(f"target {target} of the field was given up: {status['fault']}")
+            if status["field_target"] != target:
+                raise ControlError(
+                    f"target {target} of the field was given up for another one, {status['field_target']}"
+                )
+            if status["field_settled"]:
+                return status
+            if time.monotonic() > deadline:
+                raise ControlError(
+                    f"target {target} of the field was not reached within {timeout_s:g} s; it is at "
+                    f"{status['field_mT']} mT"
+                )
+            self._socket.poll(_ASK_AGAIN_MS)  # a pause: nothing comes that was not asked for
 
     def close(self) -> None:
         """Release the socket. Safe to call twice."""
