@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from realtime_skyseg import yaml_text
 from realtime_skyseg.devices import DriverSettings, finite_within, missing
 from realtime_skyseg.errors import FieldError, SettingsError
 
@@ -74,7 +75,7 @@ class VisaSettings(DriverSettings):
         shipped = {path.stem: path for path in _SUPPLIES.glob("*.yaml")}
         path = shipped.get(self.supply, Path(self.supply))
         try:
-            return Supply.model_validate(yaml.safe_load(self.text))
+            return Supply.model_validate(yaml_text.load(self.text))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(
                 f"field.supply: '{self.supply}' cannot be read; allowed: {', '.join(sorted(shipped))} or a YAML file"

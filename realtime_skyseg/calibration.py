@@ -5,8 +5,9 @@ import math
 from typing import Annotated, Self
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from realtime_skyseg import yaml_text
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -109,7 +110,7 @@ class Calibration(BaseModel):
 
     def to_yaml(self) -> str:
         """As in the settings."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(self.model_dump(mode="json", exclude_none=True))
 
     def _curve(self, device: float) -> float:
         if self.table is not None:

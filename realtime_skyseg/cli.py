@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "config", type=Path, nargs="?", help="YAML settings, or a run file whose experiment is repeated"
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="go on with an experiment that broke off")
+    command.add_argument("--accept-changes", action="store_true", help="go on with other settings than the file's")
     command.add_argument("--dry-run", action="store_true", help="the rules decide, but nothing is done about it")
     command.add_argument("--check", type=Path, metavar="FILE", help="decide a finished run again, and compare")
     command.set_defaults(command=_sweep)
@@ -263,15 +264,15 @@ def _sweep(options: argparse.Namespace) -> int:
             config = validate(run.config, changes)
     if config.experiment is None:
         raise SettingsError(f"'{source}' has no section experiment; allowed: settings with a field programme")
-    return _serve(config, options, options.resume)
+    return _serve(config, options, options.resume, options.accept_changes)
 
 
-def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None) -> int:
+def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None, accept_changes: bool = False) -> int:
     from realtime_skyseg import terminal
     from realtime_skyseg.service import Service
 
     console = terminal.console()
-    service = Service(config, resume)
+    service = Service(config, resume, accept_changes)
     asked: list[int] = []
 
     def end(number: int, _: object) -> None:
@@ -345,14 +346,16 @@ def _watch(options: argparse.Namespace) -> int:
 def _tell(options: argparse.Namespace) -> int:
     import yaml
 
+    from realtime_skyseg import yaml_text
     from realtime_skyseg.config import DEFAULT_CONTROL_ADDRESS
-    from realtime_skyseg.streaming import Control
+    from realtime_skyseg.streaming import Control, control
 
+    kinds = control.kinds(options.do)
     values = {}
     for pair in options.values:
         key, equals, text = pair.partition("=")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = yaml_text.typed(text, kinds.get(key))
         except yaml.YAMLError:
             equals = ""
         if not equals:

@@ -4,6 +4,7 @@ Units stand in the names (`rate_hz`, `flush_s`, `field_mT`). Relative paths are 
 `python -m realtime_skyseg.config` prints the JSON Schema for editors (kept in `configs/skyseg.schema.json`).
 """
 
+import contextlib
 import difflib
 import ipaddress
 import json
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from realtime_skyseg import devices
+from realtime_skyseg import devices, yaml_text
 from realtime_skyseg.calibration import Calibration
 from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
 from realtime_skyseg.errors import SettingsError
@@ -370,7 +371,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The full settings as YAML that `load_config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(self.model_dump(mode="json"))
 
 
 #: What `skyseg demo` runs; `configs/demo.yaml` says the same.
@@ -517,7 +518,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"settings file '{path}' cannot be read: {reason}") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml_text.load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -575,25 +576,31 @@ def json_schema() -> str:
 
 def _validate(kind: type[AnySettings], tree: dict[str, Any], overrides: Iterable[str]) -> AnySettings:
     for override in overrides:
-        tree = overridden(tree, override)
+        tree = overridden(tree, override, kind)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(sentence(error, kind)) from None
 
 
-def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
-    """The settings with one replaced, `override` being "key=value". Raises `SettingsError` where it is not."""
+def overridden(tree: dict[str, Any], override: str, kind: Any = None) -> dict[str, Any]:
+    """The settings with one replaced, `override` being "key=value". Raises `SettingsError` where it is not.
+
+    Args:
+        tree: the settings.
+        override: the value is read as its key's kind, see `yaml_text.typed`.
+        kind: what the tree is to become.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"--set '{override}': allowed: key=value, for example camera.rate_hz=25")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {key}: '{text}' is not a YAML value") from error
     first, *rest = key.strip().split(".")
+    below_kind = _kind_of(kind, first, tree)
     if not rest:
-        return {**tree, first: value}
+        try:
+            return {**tree, first: yaml_text.typed(text, below_kind)}
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {key}: '{text}' is not a YAML value") from error
     below = tree.get(first) or {}
     if isinstance(below, list):  # its items by their numbers
         if not (rest[0].isdigit() and int(rest[0]) < len(below)):
@@ -602,7 +609,19 @@ def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
         return {**tree, first: list(overridden(items, f"{'.'.join(rest)}={text}").values())}
     if not isinstance(below, dict):
         raise SettingsError(f"--set {key}: '{first}' is the value {below!r}, not a section")
-    return {**tree, first: overridden(below, f"{'.'.join(rest)}={text}")}
+    return {**tree, first: overridden(below, f"{'.'.join(rest)}={text}", below_kind)}
+
+
+def _kind_of(kind: Any, key: str, tree: dict[str, Any]) -> Any:
+    """The annotation of a key, as far as it can be known: of a driver's own keys too."""
+    kind = next((one for one in (*get_args(kind), kind) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    if kind is None:
+        return None
+    if key not in kind.model_fields and kind in (CameraSettings, FieldSettings) and "driver" in tree:
+        with contextlib.suppress(SettingsError):
+            kind = devices.driver("cameras" if kind is CameraSettings else "fields", str(tree["driver"])).Settings
+    field = kind.model_fields.get(key)
+    return field.annotation if field else None
 
 
 def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", common: Sequence[str] = ()) -> str:

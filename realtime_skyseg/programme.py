@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: No programme has more steps than this.
 MAX_STEPS = 20_000
@@ -364,10 +364,19 @@ class ExperimentSettings(_Part):
     max_age_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """A result older than this is not acted upon, and the programme waits while there is none."""
     min_domain: float | None = None
-    """Results with a `domain` score below this are not acted upon; results without a score are."""
+    """Refused: no model gives a score of its domain yet."""
     interlocks: Interlocks = Interlocks()
     dry_run: bool = False
     """True: the programme runs, the rules decide and are recorded, but nothing is done about it."""
+
+    @field_validator("min_domain")
+    @classmethod
+    def _check_domain(cls, value: float | None) -> float | None:
+        if value is not None:
+            raise ValueError(
+                f"{value:g} would keep nothing back: no model gives a score of its domain yet; allowed: null"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

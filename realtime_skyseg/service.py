@@ -23,6 +23,7 @@ from realtime_skyseg.errors import (
     StreamError,
 )
 from realtime_skyseg.experiment import Experiment
+from realtime_skyseg.experiment.replay import changed_since
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.metrics import Metrics
 from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
@@ -84,12 +85,14 @@ class Service:
     Args:
         config: the settings.
         resume: run file of an experiment that broke off: it goes on, in a file beside that one.
+        accept_changes: it goes on with another programme, other limits and so on than in that file, too.
     """
 
-    def __init__(self, config: Config, resume: Path | None = None) -> None:
+    def __init__(self, config: Config, resume: Path | None = None, accept_changes: bool = False) -> None:
         self.config = config
         self.experiment: Experiment | None = None
         self._resume = resume
+        self._accept_changes = accept_changes
         self.address = ""
         self.control_address = ""
         self.metrics_port: int | None = None
@@ -137,6 +140,7 @@ class Service:
         with ExitStack() as owned:
             self.running = True
             owned.callback(setattr, self, "running", False)
+            changes = self._changes()
             camera = config.camera.open()
             owned.callback(camera.close)
             segmenter = Segmenter.of(config.analysis, config.measure)
@@ -161,7 +165,7 @@ class Service:
                 self.metrics_port = metrics.port
             self.run_file = first_file = self._path()
             if config.experiment and config.field and self.field:
-                self.experiment = Experiment(config.experiment, config.field, self.field, self._resume)
+                self.experiment = Experiment(config.experiment, config.field, self.field, self._resume, changes)
                 owned.callback(self.experiment.close)
             if self._resume:
                 first_file = self._resume.with_name(self._resume.name.removesuffix(".partial"))
@@ -182,6 +186,16 @@ class Service:
                     break
                 self.run_file = _next_file(first_file, len(total.summaries) + 1)
         return total.summary(self._stop.is_set())
+
+    def _changes(self) -> list[str]:
+        """What is not as in the file that this run goes on from. Raises `SettingsError` where that is not accepted."""
+        changes = changed_since(self._resume, self.config) if self._resume else []
+        if changes and not self._accept_changes:
+            raise SettingsError(
+                f"--resume: not as '{self._resume}' was made with: {', '.join(changes)}; allowed: the same, or "
+                "--accept-changes"
+            )
+        return changes
 
     def _segment(
         self,

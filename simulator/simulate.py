@@ -29,13 +29,12 @@ import h5py
 import hdf5plugin
 import numpy as np
 import tifffile
-import yaml
 from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from realtime_skyseg import config
+from realtime_skyseg import config, yaml_text
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
@@ -352,7 +351,7 @@ class Hdf5Writer(AbstractContextManager["Hdf5Writer"]):
             raise SettingsError(f"--out: '{path}' cannot be written: {error}") from error
         rate_hz = settings.rate_hz if isinstance(settings, SequenceSettings) else 1.0
         self._file.attrs.update(
-            layout=LAYOUT, synthetic=True, rate_hz=rate_hz, settings=yaml.safe_dump(settings.model_dump(mode="json"))
+            layout=LAYOUT, synthetic=True, rate_hz=rate_hz, settings=yaml_text.dump(settings.model_dump(mode="json"))
         )
 
     def add(self, frame: LabelledFrame) -> None:

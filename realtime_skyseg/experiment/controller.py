@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class Experiment:
         magnet: the section `field`.
         field: the magnet; belongs to the caller.
         resume: run file of an experiment that broke off, which goes on.
+        changes: keys whose values are not those of that file any more, which somebody has accepted.
 
     Raises:
         SettingsError: a Python rule cannot be loaded, or the file to resume has another experiment.
@@ -70,7 +72,12 @@ class Experiment:
     """
 
     def __init__(
-        self, settings: ExperimentSettings, magnet: FieldSettings, field: FieldGuard, resume: Path | None = None
+        self,
+        settings: ExperimentSettings,
+        magnet: FieldSettings,
+        field: FieldGuard,
+        resume: Path | None = None,
+        changes: Sequence[str] = (),
     ) -> None:
         self._field = field
         self._resume = resume
@@ -93,6 +100,7 @@ class Experiment:
         self.texts = {
             "resumed_from": str(resume.resolve()) if resume else "",
             "python_rules": json.dumps(sources(settings.rules)),
+            "accepted_changes": ", ".join(changes),
         }
         self._pipeline: Pipeline | None = None
         self._changed = threading.Condition()
@@ -200,6 +208,8 @@ class Experiment:
         try:
             if self._resume:
                 self._tell(self._moment(Told.RESUMED))
+                if self.texts["accepted_changes"]:
+                    self._note(Note("experiment_changed", f"it goes on with other {self.texts['accepted_changes']}"))
             while self._machine.finished is None:
                 with self._changed:
                     self._changed.wait_for(

@@ -4,7 +4,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,13 +12,17 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 
-from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.config import Config, validate
+from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.experiment.machine import AskRule, Machine, Moment, Row, Told
 from realtime_skyseg.experiment.rule_process import RuleProcess
 from realtime_skyseg.experiment.rules import Seen, sources
 from realtime_skyseg.programme import ExperimentSettings, Limits, PythonRule
 from realtime_skyseg.records import Skipped
 from realtime_skyseg.storage import Run, open_run
+
+#: Keys that a run which goes on may have another value of: they move nothing.
+_MAY_CHANGE = {"read_every_ms", "heartbeat_s", "initial_mT", "dry_run", "min_domain"}
 
 
 @dataclass
@@ -59,6 +63,31 @@ def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise RunFileError(f"run file '{run.path}' has no settings of an experiment that are valid now") from error
+
+
+def changed_since(path: Path, config: Config) -> list[str]:
+    """Keys whose values are not those that a run was made with, by name: what decides where the field goes.
+
+    Raises:
+        RunFileError: there is no such file, or no experiment in it.
+    """
+    with open_run(path) as run:
+        if run.experiment is None:
+            raise RunFileError(f"run file '{path}' has no experiment")
+        before, rules = run.config, json.loads(run.experiment["python_rules"] or "{}")
+    now = config.model_dump(mode="json")
+    with suppress(SettingsError):  # with the defaults of keys that did not exist then
+        before = validate(before).model_dump(mode="json")
+    changed = [
+        f"{section}.{key}"
+        for section, left_out in (("experiment", _MAY_CHANGE), ("field", _MAY_CHANGE))
+        for key in sorted({*(before.get(section) or {}), *(now[section] or {})} - left_out)
+        if (before.get(section) or {}).get(key) != (now[section] or {}).get(key)
+    ]
+    if before["camera"].get("driver") != now["camera"]["driver"]:
+        changed.append("camera.driver")
+    files = sources(config.experiment.rules) if config.experiment else {}
+    return changed + [f"the Python rule in '{file}'" for file, digest in files.items() if rules.get(file) != digest]
 
 
 def replay(

@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 import h5py
 import hdf5plugin  # noqa: F401  registers the compression filters
 import numpy as np
-import yaml
 
+from realtime_skyseg import yaml_text
 from realtime_skyseg.errors import RunFileError
 from realtime_skyseg.records import Background, Objects, Skipped
 from realtime_skyseg.storage import layout
@@ -149,7 +149,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The full settings of the run, as a tree."""
-        tree: dict[str, Any] = yaml.safe_load(self._text(layout.CONFIGURATION))
+        tree: dict[str, Any] = yaml_text.load(self._text(layout.CONFIGURATION))
         return tree
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Full, Queue
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -142,6 +142,14 @@ Request = (
 )
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
+
+
+def kinds(do: str) -> dict[str, Any]:
+    """The annotations of a request's keys, by name; none for a request that does not exist."""
+    for kind in get_args(Request):
+        if get_args(kind.model_fields["do"].annotation) == (do,):
+            return {key: field.annotation for key, field in kind.model_fields.items()}
+    return {}
 
 
 def parse(data: bytes) -> Request:
