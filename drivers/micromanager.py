@@ -560,11 +560,30 @@ def _picture(tags: dict[str, Any], pixels: Any) -> _Picture | None:
     )
 
 
-def _unix_ns(stamp: str | None) -> int:
-    """Unix ns of a local time as MMCore writes it; -1 where there is none."""
-    if not stamp:
-        return -1
-    return round(datetime.fromisoformat(stamp).timestamp() * 1e6) * 1000
+_HALF_AN_HOUR_NS = 1_800_000_000_000
+
+
+class _LocalTime:
+    """Unix ns of local times as MMCore writes them, one after the other; -1 where there is none.
+
+    They do not say which of the two hours at the end of summer time they are of. Times of one camera never go back; the
+    first one is near the computer's own.
+    """
+
+    def __init__(self) -> None:
+        self._last_ns = 0
+
+    def __call__(self, stamp: str | None) -> int:
+        if not stamp:
+            return -1
+        local = datetime.fromisoformat(stamp)
+        first, second = (round(local.replace(fold=fold).timestamp() * 1e6) * 1000 for fold in (0, 1))
+        near = abs(second - time.time_ns()) < _HALF_AN_HOUR_NS < abs(first - time.time_ns())
+        self._last_ns = second if near or first < self._last_ns <= second else first
+        return self._last_ns
+
+
+_unix_ns = _LocalTime()  # one camera at a time is open in a process
 
 
 def _first_line(error: Exception) -> str:

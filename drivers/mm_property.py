@@ -82,11 +82,13 @@ class PropertyField:
             _OwnCore(settings) if settings.mode == "own" else _AttachedCore(settings.port)
         )
         try:
+            self._check_names(settings)
             limits = self._core.limits(self._device, self._set_name)
             self.read()
         except FieldError as error:
             self.close()
-            raise FieldError(f"field.device: {error}") from error
+            message = str(error)
+            raise FieldError(message if message.startswith("field.") else f"field.device: {message}") from error
         if settings.range is None and limits is None:
             self.close()
             raise SettingsError(f"range: this key is missing, because '{self._device}' states no limits; give them")
@@ -97,6 +99,16 @@ class PropertyField:
             "set_property": self._set_name,
             "read_property": self._read_name,
         }
+
+    def _check_names(self, settings: PropertySettings) -> None:
+        """Name the key that is wrong, and what there is. Raises `FieldError`."""
+        known = self._core.devices()
+        if known and self._device not in known:
+            raise FieldError(f"field.device: no device '{self._device}'; allowed: {', '.join(known)}")
+        names = self._core.properties(self._device)
+        for key, name in (("set_property", settings.set_property), ("read_property", self._read_name)):
+            if names and name not in names:
+                raise FieldError(f"field.{key}: '{self._device}' has no property '{name}'; allowed: {', '.join(names)}")
 
     def set(self, value: float) -> None:
         """Set the property."""
@@ -148,6 +160,12 @@ class _OwnCore:
         )
         return float(low), float(high)
 
+    def devices(self) -> list[str]:
+        return list(self._try(lambda core: core.getLoadedDevices()))
+
+    def properties(self, device: str) -> list[str]:
+        return list(self._try(lambda core: core.getDevicePropertyNames(device)))
+
     def get(self, device: str, name: str) -> str:
         return str(self._try(lambda core: core.getProperty(device, name)))
 
@@ -188,6 +206,25 @@ class _AttachedCore:
             lambda core: (core.get_property_lower_limit(device, name), core.get_property_upper_limit(device, name))
         )
         return float(low), float(high)
+
+    def devices(self) -> list[str]:
+        return self._names(lambda core: core.get_loaded_devices())
+
+    def properties(self, device: str) -> list[str]:
+        return self._names(lambda core: core.get_device_property_names(device))
+
+    def _names(self, call: Callable[[Any], Any]) -> list[str]:
+        """A vector of texts; nothing where this Micro-Manager does not give it."""
+
+        def plain(core: Any) -> list[str]:
+            try:
+                vector = call(core)
+                return [str(vector.get(place)) for place in range(vector.size())]
+            except (AttributeError, TypeError):
+                return []
+
+        names: list[str] = self._try(plain)
+        return names
 
     def get(self, device: str, name: str) -> str:
         return str(self._try(lambda core: core.get_property(device, name)))

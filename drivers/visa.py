@@ -262,4 +262,6 @@ class VisaField:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).replace("\\n", "\n").strip(" '\n") or type(error).__name__).splitlines()
+    # Some libraries put a whole traceback into their message; its last line says what it was.
+    return lines[-1].strip() if any(line.startswith("  File ") for line in lines) else lines[0]

@@ -381,17 +381,21 @@ def _keys(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from realtime_skyseg.config import load_config
+    from realtime_skyseg.experiment.rule_process import check_rules
+    from realtime_skyseg.preparation import check_model
     from realtime_skyseg.segmentation.model import load_model
 
     config = load_config(options.config, options.set)
-    load_model(config.analysis.model)
+    model = load_model(config.analysis.model)
+    if config.prepare:
+        check_model(model)
+    if config.experiment:
+        check_rules(config.experiment.rules)
     print(config.to_yaml(), end="")
     print(f"# {options.config}: valid")
     if config.experiment and config.field:
-        from realtime_skyseg.experiment.machine import Machine
         from realtime_skyseg.programme import estimate, expand
 
-        Machine(config.experiment, config.field)  # loads the Python rules too
         rate_hz = _rate_hz(config)
         asked = estimate(expand(config.experiment), config.field, rate_hz)
         print(

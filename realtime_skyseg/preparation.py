@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from realtime_skyseg.config import PrepareSettings
 from realtime_skyseg.errors import FrameError, RunFileError, SettingsError
 from realtime_skyseg.records import Background, Class, Image, Mask, Segmentation
+from realtime_skyseg.segmentation.model import Model
 from realtime_skyseg.storage import open_run
 
 FloatImage = NDArray[np.float32]
@@ -535,6 +536,15 @@ class _RollingMedian:
         middle = ordered[:, :, (filled - 1) // 2].astype(np.float32) + ordered[:, :, filled // 2]
         self._median[rows] = middle / 2
         return self._median.copy() if step == self._every - 1 else None
+
+
+def check_model(model: Model) -> None:
+    """Raises `SettingsError` for a model that cannot segment what is prepared here."""
+    if model.scaling != "percentiles":
+        raise SettingsError(
+            f"prepare: the model '{model.name}' takes grey levels as they are, which a difference image has not; "
+            "allowed: models with the scaling percentiles, or no section prepare"
+        )
 
 
 def crop(settings: PrepareSettings, shape: tuple[int, int]) -> tuple[slice, slice]:

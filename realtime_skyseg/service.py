@@ -27,7 +27,7 @@ from realtime_skyseg.experiment.replay import changed_since
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.metrics import Metrics
 from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
-from realtime_skyseg.preparation import Preparation
+from realtime_skyseg.preparation import Preparation, check_model
 from realtime_skyseg.records import Class, Counters, Event
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Provenance, RunWriter
@@ -464,11 +464,7 @@ class Service:
         settings = self.config.prepare
         if settings is None:
             return None
-        if segmenter.model.scaling != "percentiles":
-            raise SettingsError(
-                f"prepare: the model '{segmenter.model.name}' takes grey levels as they are, which a difference image "
-                "has not; allowed: models with the scaling percentiles, or no section prepare"
-            )
+        check_model(segmenter.model)
         return Preparation(settings, camera.shape)
 
     def _provenance(self, run_id: str, camera: Camera, segmenter: Segmenter) -> Provenance:
