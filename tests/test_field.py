@@ -46,6 +46,14 @@ class Settings(DriverSettings):
     folder: Path
     found: float = 0.0
 
+def counted(file):
+    # A fault that lasts for so many calls.
+    if not file.exists():
+        return False
+    left = int(file.read_text() or 1) - 1
+    file.write_text(str(left)) if left else file.unlink()
+    return True
+
 class FileSupply:
     Settings = Settings
     unit = "V"
@@ -63,11 +71,17 @@ class FileSupply:
         self._wait()
         if (self._folder / "refuse").exists():
             raise FieldError("it refuses")
+        if (self._folder / "ignore").exists():
+            return
         with self._log.open("a") as log:
             log.write(f"{time.time_ns()} {value!r}\\n")
 
     def read(self):
         self._wait()
+        if counted(self._folder / "fail_reads"):
+            raise FieldError("no answer")
+        if counted(self._folder / "nan_reads"):
+            return float("nan")
         stuck = self._folder / "stuck"
         return float(stuck.read_text()) if stuck.exists() else float(self._log.read_text().split()[-1])
 
@@ -689,6 +703,123 @@ def test_another_guard_takes_over_from_one_that_is_killed(supply: Supply) -> Non
         assert "ended unexpectedly" in field.fault
         with pytest.raises(FieldError, match="ended unexpectedly"):
             field.set_mT(10)
+
+
+def kill(field: FieldGuard) -> None:
+    os.kill(field._process.pid, signal.SIGKILL)
+
+
+def slow_rate(supply: Supply) -> float:
+    """The fastest change in the log, in mT/s; steps from the field as found are left out."""
+    times, fields = supply.log().T
+    return float((np.abs(np.diff(fields)) / np.diff(times))[1:].max())
+
+
+@POSIX
+@pytest.mark.parametrize("fault", ["fail_reads", "nan_reads"])
+def test_a_slip_after_a_kill_changes_nothing(supply: Supply, fault: str) -> None:
+    with supply.guard() as field:
+        field.set_mT(50)
+        assert field.wait_settled(5)
+        os.kill(field._process.pid, signal.SIGSTOP)  # so that the slip is not the old guard's
+        (supply.folder / fault).write_text("2")
+        kill(field)
+        within(10, lambda: supply.field_mT == 0)
+    assert slow_rate(supply) <= 500 * 1.01
+    assert "ended unexpectedly" in field.fault
+
+
+@POSIX
+def test_a_guard_is_replaced_as_often_as_it_dies(supply: Supply) -> None:
+    """Also on the way to safety after a fault, and while the service waits for the end."""
+    field = supply.guard(slew_mT_per_s=20, settle_s=0.2)
+    field.set_mT(12)
+    assert field.wait_settled(5)
+    for _ in range(2):
+        before, pid = supply.field_mT, field._process.pid
+        kill(field)
+        within(10, lambda: field._process.pid != pid and supply.field_mT < before)  # noqa: B023
+    closing = threading.Thread(target=field.close)
+    closing.start()
+    time.sleep(0.05)
+    kill(field)
+    closing.join()
+    assert supply.field_mT == 0
+    assert [event.message for event in field.notices() if event.kind == "field_fault"].count(field.fault) == 1
+    assert slow_rate(supply) <= 20 * 1.01
+
+
+@POSIX
+def test_a_request_for_safety_is_never_too_late(supply: Supply) -> None:
+    with supply.guard(heartbeat_s=20) as field:
+        field.set_mT(50)
+        assert field.wait_settled(5)
+        os.kill(field._process.pid, signal.SIGSTOP)
+        assert not field.safe("asked", wait_s=0.1)
+        with pytest.raises(FieldError, match="overtaken by a request to stop"):
+            field.set_mT(60, halts=0)
+        time.sleep(4.2)
+        os.kill(field._process.pid, signal.SIGCONT)
+        within(5, lambda: supply.field_mT == 0)
+        assert not field.fault
+
+
+def test_a_supply_that_ignores_values_is_a_fault_until_it_listens(supply: Supply) -> None:
+    with supply.guard(slew_mT_per_s=200) as field:
+        field.set_mT(50)
+        assert field.wait_settled(5)
+        (supply.folder / "ignore").touch()
+        field.safe()
+        within(3, lambda: "50 mT (5 V) is read back where" in field.fault)
+        within(10, lambda: "field_unsafe" in [event.kind for event in field.notices()])
+        assert supply.field_mT == 50
+        ignored = len(supply.log())
+        (supply.folder / "ignore").unlink()
+        within(3, lambda: supply.field_mT == 0)
+    steps = np.abs(np.diff(supply.log()[ignored - 1 :, 1]))
+    assert steps.max() < 200 * 0.05  # no leap once it listens
+
+
+@POSIX
+def test_a_guard_stays_until_the_field_is_safe_and_keeps_the_supply(supply: Supply) -> None:
+    program = (
+        "from realtime_skyseg.config import FieldSettings; from realtime_skyseg.field import FieldGuard; import time\n"
+        f"field = FieldGuard(FieldSettings.model_validate({supply.settings()!r}))\n"
+        "field.set_mT(50); field.wait_settled(5); print(flush=True); time.sleep(99)"
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert service.stdout is not None
+    with service.stdout:
+        service.stdout.readline()
+        (supply.folder / "refuse").touch()
+        service.kill()
+        service.wait()
+    time.sleep(1.0)
+    with pytest.raises(FieldError, match=r"is held by process \d+, the field guard of another run"):
+        supply.guard()
+    time.sleep(5.5)  # it gave up after 5 s once
+    (supply.folder / "refuse").unlink()
+    within(3, lambda: supply.field_mT == 0)
+    within(3, (supply.folder / "closed").exists)
+    with supply.guard():
+        pass
+
+
+def test_settled_belongs_to_the_last_target(supply: Supply) -> None:
+    with supply.guard(slew_mT_per_s=200) as field:
+        for target in (10.0, 30.0, -20.0):
+            number = field.set_mT(target)
+            assert number == field.target
+            assert not field.settled
+            assert field.wait_settled(5, number)
+            assert field.latest.field_mT == pytest.approx(target, abs=0.5)
+        before = field.set_mT(40)
+        field.set_mT(0)
+        with pytest.raises(FieldError, match=f"target {before} of the field was given up for another one"):
+            field.wait_settled(5, before)
 
 
 @POSIX

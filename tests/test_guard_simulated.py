@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from field_world import Broken, Night
 
+from realtime_skyseg.config import FieldSettings
 from realtime_skyseg.field.keeper import Keeper
 from realtime_skyseg.field.magnet import Inherited, Magnet
 
@@ -37,6 +39,54 @@ def test_a_hundred_thousand_nights() -> None:
     parts = [range(start, start + 1000) for start in range(0, 100_000, 1000)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         assert [sentence for found in pool.map(all_broken, parts) for sentence in found] == []
+
+
+# --- the ramp ---
+
+
+class TimedSupply:
+    """A supply whose calls take time; it changes in the middle of one."""
+
+    unit, range, description = "mT", (-100.0, 100.0), {}
+
+    def __init__(self, set_s: float, read_s: float) -> None:
+        self.set_s, self.read_s = set_s, read_s
+        self.now_s, self.value = 0.0, -70.0
+        self.log: list[tuple[float, float]] = []
+
+    def set(self, value: float) -> None:
+        self.now_s += self.set_s / 2
+        self.log.append((self.now_s, value))
+        self.now_s += self.set_s / 2
+        self.value = value
+
+    def read(self) -> float:
+        self.now_s += self.read_s
+        return self.value
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("read_s", [0.001, 0.02, 0.1])
+@pytest.mark.parametrize("set_s", [0.001, 0.005, 0.02, 0.05, 0.1])
+def test_the_ramp_follows_the_clock(set_s: float, read_s: float) -> None:
+    """50 mT/s are promised: within 5 %, and no step beyond the slew rate times the time since the last."""
+    tree = {"driver": "manual", "limit_mT": [-80, 80], "slew_mT_per_s": 50, "tolerance_mT": 0.5, "settle_s": 0.5}
+    supply = TimedSupply(set_s, read_s)
+    magnet = Magnet(FieldSettings.model_validate(tree), supply, lambda _: None, lambda: supply.now_s, lambda: 0)
+    magnet.aim(70)
+    while supply.value != 70:
+        due_s = supply.now_s + magnet.period_s
+        magnet.hear({"do": "beat"})
+        magnet.tick()
+        supply.now_s = max(supply.now_s, due_s)
+    times, fields = np.array(supply.log).T
+    rates = np.diff(fields) / np.diff(times)
+    assert rates.max() <= 50 * 1.0001
+    steady = slice(3, -2)  # after two values it is known how long the supply takes
+    rate = (fields[steady][-1] - fields[steady][0]) / (times[steady][-1] - times[steady][0])
+    assert rate == pytest.approx(50, rel=0.05)
 
 
 # --- the repairs, taken out one by one ---
