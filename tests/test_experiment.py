@@ -19,8 +19,9 @@ import pytest
 import tifffile
 import yaml
 from conftest import settings
-from test_field import POSIX, Supply, within
+from test_field import LINEAR, POSIX, Supply, within
 from test_field import supply as supply
+from test_rules import HOSTILE
 from test_service import noisy_discs
 
 import realtime_skyseg as sky
@@ -389,6 +390,79 @@ def test_a_killed_sweep_goes_on_at_the_next_step(
     assert redecide(record["run_file"]) == []
     with pytest.raises(SettingsError, match=r"is over \(stopped\); allowed: one that broke off"):
         sky.Service(validate(tree), resume=Path(record["run_file"])).run()
+
+
+CHANGES = [
+    (lambda tree: tree["experiment"].update(programme=[{"do": "hold", "field_mT": -70}]), "experiment.programme"),
+    (lambda tree: tree["field"].update(calibration=LINEAR | {"table": [[-10, 100], [10, -100]]}), "field.calibration"),
+    (lambda tree: tree["field"].update(limit_mT=[-80, 41]), "field.limit_mT"),
+    (lambda tree: tree["experiment"]["interlocks"].update(dead_man_s=3), "experiment.interlocks"),
+    (lambda tree: Path(tree["experiment"]["rules"][0]["file"]).write_text("def decide(results): return -60.0"),
+     "the Python rule in '"),
+]  # fmt: skip
+
+
+def test_a_run_goes_on_only_with_what_it_was_made_with(tmp_path: Path, supply: Supply) -> None:
+    (tmp_path / "mine.py").write_text("def decide(results): return None")
+    rules = [{"rule": "python", "file": str(tmp_path / "mine.py")}]
+    parts = [{"do": "hold", "field_mT": 20, "frames": 10}, {"do": "hold", "field_mT": 30, "frames": 5}]
+    made = config(tmp_path, supply, programme=parts, rules=rules)
+    killed = tmp_path / "run.h5"
+    with running(made) as service:
+        within(10, lambda: service.experiment and service.experiment.table)
+        with sky.Control(service.control_address) as control:
+            control.ask("stop")
+    with h5py.File(killed, "r+") as file:  # as if it had been killed there
+        told = file[f"{layout.EXPERIMENT}/inputs"]
+        told.resize((int(np.argmax(told["told"] == 5)),))
+    for change, name in CHANGES:
+        (tmp_path / "mine.py").write_text("def decide(results): return None")
+        tree = made.model_dump(mode="json")
+        change(tree)
+        with pytest.raises(
+            SettingsError, match=r"--resume: not as '.*' was made with: .*; allowed: the same, or "
+        ) as e:
+            sky.Service(validate(tree), resume=killed).run()
+        assert name in str(e.value)
+    (tmp_path / "mine.py").write_text("def decide(results): return None")
+    tree = made.model_dump(mode="json")
+    tree["experiment"]["interlocks"]["dead_man_s"] = 3
+    summary = sky.Service(validate(tree), resume=killed, accept_changes=True).run()
+    assert summary.status == "ok"
+    assert table(summary.run_file)["accepted_changes"] == "experiment.interlocks"
+    with sky.open_run(summary.run_file) as run:
+        assert "experiment_changed" in [event["kind"] for event in run.events]
+    summary = sky.Service(made, resume=killed).run()
+    assert (summary.status, table(summary.run_file)["accepted_changes"]) == ("ok", "")
+
+
+#: What the field has to be brought to zero for within a second, whatever the rule does meanwhile.
+LOCKS: list[dict[str, float]] = [{"max_duration_s": 2.0}, {"hot_mT": 20, "hot_s": 1.5}]
+
+
+@pytest.mark.parametrize("name", [
+    "blocks for ever", "sys.exit", "os._exit", "memory", "recursion", "leaves threads", "nan", "numpy", "list",
+    "is slow", "prints without end", "changes its inputs",
+])  # fmt: skip
+def test_interlocks_act_beside_a_hostile_rule(tmp_path: Path, supply: Supply, name: str) -> None:
+    imports = "import os, sys, threading, time\nimport numpy as np\n"
+    body = HOSTILE[name][0].replace("1.5", "25.0")
+    wait = "if len(results) < 5: return None"
+    (tmp_path / "mine.py").write_text(f"{imports}def decide(results):\n    {wait}\n    {body}\n")
+    rules = [{"rule": "python", "file": str(tmp_path / "mine.py"), "limit_s": 60}]
+    hold = [{"do": "hold", "field_mT": 30, "frames": 100_000}]
+    locks = LOCKS[len(name) % 2]
+    service = sky.Service(config(tmp_path, supply, programme=hold, rules=rules, interlocks=locks))
+    summary = service.run()
+    assert summary.exit_status == 1
+    assert f"interlocks.{max(locks, key=lambda key: key != 'hot_mT')}" in summary.message
+    assert supply.field_mT == 0
+    times, fields = supply.log().T
+    with sky.open_run(summary.run_file) as run:
+        begun = run.experiment["inputs"]["time_ns"][0] / 1e9 if run.experiment else 0.0
+    due = begun + 2.0 if "max_duration_s" in locks else times[np.argmax(fields >= 20)] + 1.5
+    late = times[np.argmax((times > due - 0.1) & (np.r_[0, np.diff(fields)] < -1e-6) & (fields < 25 - 1e-6))] - due
+    assert -0.1 < late < 0.6, late
 
 
 def test_sweep_from_the_command_line(
