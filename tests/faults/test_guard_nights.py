@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 #: What a loaded computer may add between two values on their way to the supply.
-LATE_S = 0.01
+LATE_S = 0.02
 
 SUPPLY = {
     "unit": "mT", "range": [-100, 100], "identify": "*IDN?", "expect": "NIGHT", "set": "CURR {value:.4f}",
@@ -312,6 +312,6 @@ def hang(pid: int, seconds: float) -> None:
 def test_three_hundred_nights_with_real_processes(tmp_path: Path) -> None:
     pytest.importorskip("pyvisa_py")
     nights = random.Random(16).sample(range(100_000), int(os.environ.get("SKYSEG_NIGHTS", "300")))
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(4) as pool:
         found = [sentence for sentence in pool.map(lambda seed: real_night(seed, tmp_path), nights) if sentence]
-    assert found == []
+    assert "\n".join(found) == ""
