@@ -284,7 +284,7 @@ class Magnet:
             self._started_s = self._ended_s = now  # it stands, at least until now
             return
         value = self._next(target, now)
-        if value is None or (self._unanswered and self._bad < _ENOUGH):
+        if value is None or self._unanswered:
             return
         low, high = min(self._low_mT, value), max(self._high_mT, value)
         # Before it is sent: should this process die, the next one knows what may have arrived.
@@ -439,6 +439,7 @@ class Magnet:
         if self._bad < _ENOUGH:
             return
         self._bad = 0
+        self._unanswered = False  # it will not answer, and perhaps it takes values all the same
         self._trouble = reason
         self.trip(reason)
         if self._set_mT is None:
