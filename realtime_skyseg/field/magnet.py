@@ -29,6 +29,9 @@ _JITTER_S, _LONGEST_CALL_S = 0.5e-3, 0.15
 #: A guard that follows another one waits so long for read-backs that agree; then it goes by what was set last.
 _LOOK_S = 2.0
 
+#: After a value without an answer, so long nothing is sent but questions, unless one is answered.
+_SILENT_S = 2.0
+
 #: A field that should be safe, and is not, is told of this often.
 _SAY_S = 5.0
 
@@ -284,7 +287,8 @@ class Magnet:
             self._started_s = self._ended_s = now  # it stands, at least until now
             return
         value = self._next(target, now)
-        if value is None or self._unanswered:
+        # What has no answer may still wait in the supply; one that stays silent perhaps takes values all the same.
+        if value is None or (self._unanswered and now - self._ended_s < _SILENT_S):
             return
         low, high = min(self._low_mT, value), max(self._high_mT, value)
         # Before it is sent: should this process die, the next one knows what may have arrived.
@@ -439,7 +443,6 @@ class Magnet:
         if self._bad < _ENOUGH:
             return
         self._bad = 0
-        self._unanswered = False  # it will not answer, and perhaps it takes values all the same
         self._trouble = reason
         self.trip(reason)
         if self._set_mT is None:
