@@ -14,7 +14,7 @@ from realtime_skyseg.errors import FieldError, SettingsError
 from realtime_skyseg.field.keeper import Keeper
 from realtime_skyseg.field.magnet import LONGEST_STEP_S, Magnet
 
-LIMIT_MT, SLEW, TOLERANCE_MT, PERIOD_S = 80.0, 500.0, 0.5, 0.02
+LIMIT_MT, SLEW, TOLERANCE_MT, PERIOD_S = 80.0, 200.0, 0.5, 0.02
 
 #: Requests and faults come in so many seconds; then the run ends, and nothing goes wrong any more.
 BUSY_S = 1.0
@@ -51,6 +51,7 @@ SUPPLY_FAULTS = {
     "read_hangs": 0.0, "set_fails_before": 0.5, "set_fails_after": 0.3, "set_fails_once": 0.0, "set_is_ignored": 0.6,
     "set_hangs": 0.0, "set_arrives_late": 0.0,
 }  # fmt: skip
+READ_FAULTS = [name for name in SUPPLY_FAULTS if name.startswith("read")]
 OTHER_FAULTS = ["guard_killed", "guard_killed", "guard_hangs", "service_killed", "service_stopped", "wall_clock_jumps"]
 
 
@@ -100,7 +101,9 @@ class Night:
         names = [*SUPPLY_FAULTS, *OTHER_FAULTS]
         faults = [(100.0 + rng.uniform(0.05, BUSY_S), rng.choice(names)) for _ in range(rng.randint(2, 5))]
         if rng.random() < 0.4:  # the second fault meets the first
-            faults.append((faults[0][0] + rng.uniform(0.0, 0.1), rng.choice(names)))
+            when, name = faults[0]
+            next_to_it = READ_FAULTS if name == "guard_killed" else names
+            faults.append((when + rng.uniform(0.0, 0.1), rng.choice(next_to_it)))
         asked = [
             (100.0 + rng.uniform(0.02, BUSY_S), rng.choice(["set", "set", "set", "safe", "stand_still", "demagnetise"]))
             for _ in range(rng.randint(2, 5))
@@ -211,6 +214,7 @@ class Night:
 
     def _happens(self, name: str) -> None:
         rng = self.random
+        self.ignored_s, self.seen = self.now_s, min(self.seen, 0)  # what is ignored shows once it has settled
         request: dict[str, Any] = {"do": name, "id": rng.randrange(10**6), "sent_s": self.now_s}
         match name:
             case "close":

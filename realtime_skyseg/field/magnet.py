@@ -287,6 +287,8 @@ class Magnet:
             self._started_s = self._ended_s = now  # it stands, at least until now
             return
         value = self._next(target, now)
+        if self._bad and not self.fault:
+            return  # a slip, or a fault: the next two read-backs tell, if nothing is sent between them
         # What has no answer may still wait in the supply; one that stays silent perhaps takes values all the same.
         if value is None or (self._unanswered and now - self._ended_s < _SILENT_S):
             return
