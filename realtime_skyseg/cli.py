@@ -308,7 +308,9 @@ def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None,
 
 def _leave(service: Any) -> NoReturn:
     """Asked to end a second time: at once, whatever hangs, and without a lock that could hang too."""
-    text = f"skyseg: left at once; what was recorded is kept in '{service.run_file}.partial' (skyseg recover)"
+    text = "skyseg: left at once"
+    if service.run_file.name:
+        text += f"; what was recorded is kept in '{service.run_file}.partial' (skyseg recover)"
     if service.field:  # it sees its connection close
         text += "; the field guard makes the field safe"
     with suppress(OSError):
@@ -360,12 +362,12 @@ def _tell(options: argparse.Namespace) -> int:
             equals = ""
         if not equals:
             raise SettingsError(f"'{pair}': allowed: KEY=VALUE, for example field_mT=12.5")
+    if options.wait is not None and options.do not in ("set_field", "demagnetise", "safe_field"):
+        raise SettingsError(f"--wait: '{options.do}' moves no field; allowed: set_field, demagnetise, safe_field")
     with Control(options.address or DEFAULT_CONTROL_ADDRESS, keys=options.keys) as service:
         answer = service.ask(options.do, **values)
         if options.wait is not None:
-            if "target" not in answer:
-                raise SettingsError(f"--wait: '{options.do}' has no target; allowed: set_field, demagnetise")
-            answer["status"] = service.wait_settled(answer["target"], options.wait)
+            answer["status"] = service.wait_settled(answer.get("target"), options.wait)
         print(json.dumps(answer, indent=1))
     return 0
 

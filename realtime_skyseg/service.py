@@ -69,6 +69,8 @@ class Summary:
 class Service:
     """One run. `run` blocks until the camera ends or `stop` is called from another thread or a signal handler.
 
+    It may be run again. A `stop` that came before `run` ends it at once.
+
     >>> import realtime_skyseg as sky
     >>> summary = sky.Service(sky.load_config("configs/demo.yaml")).run()     # doctest: +SKIP
     >>> summary.frames["received"], summary.run_file                          # doctest: +SKIP
@@ -136,8 +138,11 @@ class Service:
         """
         config = self.config
         self._field_brought = False
+        self._pipeline = self.experiment = None  # of a run before this one
+        self.run_file = Path()
         self._run_id = run_id = uuid.uuid4().hex
         with ExitStack() as owned:
+            owned.callback(self._stop.clear)  # it was about this run
             self.running = True
             owned.callback(setattr, self, "running", False)
             changes = self._changes()
@@ -185,7 +190,8 @@ class Service:
                 if not pipeline.camera_changed or self._stop.is_set() or self.experiment:
                     break
                 self.run_file = _next_file(first_file, len(total.summaries) + 1)
-        return total.summary(self._stop.is_set())
+            stopped = self._stop.is_set()
+        return total.summary(stopped)
 
     def _changes(self) -> list[str]:
         """What is not as in the file that this run goes on from. Raises `SettingsError` where that is not accepted."""
@@ -330,13 +336,20 @@ class Service:
         return self._stop.is_set() or not pipeline.camera_changed or self.experiment is not None
 
     def _bring_field(self) -> None:
-        """Set the initial field, once, and wait until it is there."""
+        """Set the initial field, once, and wait until it is there; unless somebody has asked for another one."""
         settings = self.config.field
         if self.field is None or settings is None or settings.initial_mT is None or self._field_brought:
             return
         self._field_brought = True
+        if self.field.target or self.field.halts:
+            return
         way_mT = abs(settings.initial_mT - self.field.latest.field_mT)
-        target = self.field.set_mT(settings.initial_mT)
+        try:
+            target = self.field.set_mT(settings.initial_mT, halts=0)
+        except FieldError:
+            if self.field.halts and not self.field.fault:
+                return  # a request that makes safe has come just now
+            raise
         deadline = time.monotonic() + 1.5 * way_mT / settings.slew_mT_per_s + settings.settle_s + 5.0
         while not self._stop.is_set() and self.field.target == target:
             try:
@@ -366,6 +379,8 @@ class Service:
                 return {"status": self._status()}
             case control.Stop():
                 self.stop()
+                if self.field and self.experiment is None:  # whose thread ends first, and makes the field safe
+                    self.field.safe("a request to stop on the control socket", wait_s=0.0)
             case control.Mark():
                 if self._pipeline is None:
                     raise ControlError("mark: the run has not begun yet; allowed: once frames come")
@@ -414,6 +429,8 @@ class Service:
         return self.field
 
     def _check_free(self, do: str) -> None:
+        if self._stop.is_set():
+            raise ControlError(f"{do}: the run ends; allowed: status, safe_field")
         if self.experiment and self.experiment.outcome is None:
             raise ControlError(f"{do}: a field programme has the magnet; allowed: pause, resume, abort, safe_field")
 
@@ -425,6 +442,7 @@ class Service:
     def _status(self) -> dict[str, Any]:
         """What the answer to `status` holds; None where something is not known."""
         pipeline, reading = self._pipeline, self.field.latest if self.field else None
+        target = self.field.target if self.field else None
         last = pipeline.last if pipeline else None
         return {
             "run": self._run_id,
@@ -441,8 +459,11 @@ class Service:
             "stripes": last.segmentation.stripes if last else None,
             "field_mT": _finite(reading.field_mT) if reading else None,
             "field_set_mT": reading.set_mT if reading else None,
-            "field_settled": self.field.settled if self.field else None,
-            "field_target": self.field.target if self.field else None,
+            # All of one reading: a newer one may have come since.
+            "field_settled": self.field.settled and reading.settled and reading.target == target
+            if self.field and reading
+            else None,
+            "field_target": target,
             "experiment": self.experiment.status() if self.experiment else None,
         }
 

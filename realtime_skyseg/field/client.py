@@ -67,6 +67,7 @@ class FieldGuard:
         self._stale = False
         self._sending = threading.Lock()  # guards the line's sending end, and `_halts`
         self._halts = 0
+        self._safe_asked: int | None = None  # number of a request for safety that the guard has not answered yet
         self._give_up = threading.Event()
         self._line, opened = self._open()
         self.unit: str = opened["unit"]
@@ -101,9 +102,9 @@ class FieldGuard:
 
     @property
     def settled(self) -> bool:
-        """The last target is reached, and read back within the tolerance."""
+        """The last target is reached, and read back within the tolerance; `safe` is one as soon as it is asked for."""
         with self._changed:
-            return self._keeper.settled
+            return self._keeper.settled and self._safe_asked is None
 
     def reading_nearest(self, time_ns: int) -> tuple[float, int]:
         """The field in mT read back nearest to a Unix time, and how long before that time it was read, in ns.
@@ -225,6 +226,8 @@ class FieldGuard:
         number = next(self._ids)
         with self._sending:
             self._halts += 1
+            with self._changed:
+                self._safe_asked = number
             self._line.send({"do": "safe", "id": number, "reason": reason})
         with self._changed:
             answered = self._changed.wait_for(lambda: number in self._keeper.answers or self._gone, wait_s)
@@ -247,7 +250,7 @@ class FieldGuard:
         with self._changed:
             wanted = keeper.target if target is None else target
             done = self._changed.wait_for(
-                lambda: keeper.target > wanted or keeper.settled or keeper.fault or self._gone, timeout_s
+                lambda: keeper.target > wanted or self.settled or keeper.fault or self._gone, timeout_s
             )
             if keeper.fault or self._gone:
                 raise FieldError(keeper.fault or "the field guard is closed")
@@ -390,6 +393,8 @@ class FieldGuard:
     def _take(self, message: dict[str, Any]) -> None:
         with self._changed:
             self._keeper.take(message)
+            if "answer" in message and message["answer"] == self._safe_asked:
+                self._safe_asked = None
             self._changed.notify_all()
 
     def _replace(self) -> bool:

@@ -381,8 +381,38 @@ class Control:
         answer = self.ask("set_field", field_mT=field_mT)
         return answer | {"status": self.wait_settled(answer["target"], timeout_s)} if wait else answer
 
-    def wait_settled(self, target: int, timeout_s: float = 60.0) -> dict[str, Any]:
+    def demagnetise(
+        self,
+        amplitude_mT: float,
+        ratio: float = 0.8,
+        smallest_mT: float | None = None,
+        dwell_s: float = 0.2,
+        wait: bool = False,
+        timeout_s: float = 60.0,
+    ) -> dict[str, Any]:
+        """Alternate the field, each swing smaller than the one before, and end at zero; the answer as of `set_field`.
+
+        Args:
+            amplitude_mT: first swing.
+            ratio: of each swing to the one before, 0.1 to 0.99.
+            smallest_mT: last swing at least; None: the tolerance.
+            dwell_s: stay at each turn.
+            wait: return only once zero is reached, as of `set_field`.
+            timeout_s: longest wait for that.
+
+        Raises:
+            ControlError: as of `set_field`.
+        """
+        values = {"amplitude_mT": amplitude_mT, "ratio": ratio, "smallest_mT": smallest_mT, "dwell_s": dwell_s}
+        answer = self.ask("demagnetise", **values)
+        return answer | {"status": self.wait_settled(answer["target"], timeout_s)} if wait else answer
+
+    def wait_settled(self, target: int | None = None, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until a target, by its number, is reached and read back; the service's status then.
+
+        Args:
+            target: its number; None: the last one, whichever it is, such as that of `safe_field`.
+            timeout_s: longest wait.
 
         Raises:
             ControlError: there was a fault, another target took its place, or it was not reached in time.
@@ -390,17 +420,17 @@ class Control:
         deadline = time.monotonic() + timeout_s
         while True:
             status: dict[str, Any] = self.ask("status")["status"]
+            last = status["field_target"]
             if status["fault"]:
-                raise ControlError(f"target {target} of the field was given up: {status['fault']}")
-            if status["field_target"] != target:
-                raise ControlError(
-                    f"target {target} of the field was given up for another one, {status['field_target']}"
-                )
-            if status["field_settled"]:
+                raise ControlError(f"target {last if target is None else target} of the field was given up: "
+                                   f"{status['fault']}")  # fmt: skip
+            if target is not None and last != target:
+                raise ControlError(f"target {target} of the field was given up for another one, {last}")
+            if status["field_settled"] or not (target or last):  # a field that was never set is left alone
                 return status
             if time.monotonic() > deadline:
                 raise ControlError(
-                    f"target {target} of the field was not reached within {timeout_s:g} s; it is at "
+                    f"target {last} of the field was not reached within {timeout_s:g} s; it is at "
                     f"{status['field_mT']} mT"
                 )
             self._socket.poll(_ASK_AGAIN_MS)  # a pause: nothing comes that was not asked for
