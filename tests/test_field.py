@@ -1056,7 +1056,7 @@ def test_check_hardware_reads_everything_and_sets_nothing(
 def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mm_test_adapters")
     page = (Path(__file__).parents[1] / "docs" / "magnet.md").read_text(encoding="utf-8")
-    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1], {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "20.0 mT"
     assert "'the field goes to zero in 9 swings from 40 mT', 'the field is at 0 mT'" in lines[1]
