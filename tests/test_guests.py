@@ -166,6 +166,21 @@ def test_the_large_architecture(tmp_path: Path) -> None:
     assert engine.agreement >= 0.999
 
 
+def test_check_refuses_what_run_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A difference image has no grey levels that the lab's model could take as they are."""
+    path = import_keras(KerasModel(2, 1, 3, 2).save(tmp_path / "lab.keras"), SMALL, tmp_path / "lab.safetensors")
+    (tmp_path / "run.yaml").write_text(
+        f"camera: {{driver: replay}}\nanalysis: {{model: {path}}}\nprepare: {{drift: true}}\n"
+        f"record: {{folder: {tmp_path}}}\nstream: {{address: 'tcp://127.0.0.1:0'}}\n"
+    )
+    sentences = []
+    for command in ("check", "run"):
+        assert main([command, str(tmp_path / "run.yaml")]) == 2
+        sentences.append(capsys.readouterr().err.splitlines()[-1])
+    assert sentences[0] == sentences[1]
+    assert "takes grey levels as they are, which a difference image has not" in sentences[0]
+
+
 def test_the_classes_must_fit(tmp_path: Path) -> None:
     path = KerasModel(2, 1, 3, 2).save(tmp_path / "lab.keras")
     with pytest.raises(
