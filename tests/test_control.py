@@ -300,7 +300,7 @@ def test_a_log_of_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [(["set_field", "12.5"], "'12.5': allowed: KEY=VALUE, for example field_mT=12.5"),
-     (["mark", "message=[a"], "'message=[a': allowed: KEY=VALUE")],
+     (["set_field", "field_mT=[a"], "'field_mT=[a': allowed: KEY=VALUE")],
 )  # fmt: skip
 def test_wrong_use_of_tell(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
     assert main(["tell", *arguments]) == 2
