@@ -88,7 +88,7 @@ class Night:
         self.ignored = False
         self.ignored_s = 0.0  # since when it ignores values
         self.seen = 0  # read-backs that show it, with nothing else wrong meanwhile and just before
-        self.lied_s = 0.0
+        self.lied_s, self.side = 0.0, 1
         self.late: tuple[float, float] | None = None  # a value that arrives then
         self.set_s, self.read_s = rng.choice([(0.0, 0.0), (0.001, 0.002), (0.01, 0.002), (0.03, 0.03)])
         self.place = rng.random()  # within a call, where the output changes
@@ -369,7 +369,8 @@ class Night:
         if self._hits("read_nan"):
             return math.nan
         if self._hits("read_jumps"):
-            return self.random.uniform(-100, 100)
+            self.side = -self.side  # no three lies in a row agree: that would be believed
+            return self.side * self.random.uniform(5, 100)
         if self._hits("read_slips"):
             return self.random.choice([0.0, 1.0, -99.0, 99.0, 1e9])
         if self._hits("read_stands_still"):
