@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from realtime_skyseg import yaml_text
 from realtime_skyseg.devices import DriverSettings, finite_within, missing
 from realtime_skyseg.errors import FieldError, SettingsError
+from realtime_skyseg.section import Section
 
 _SUPPLIES = Path(__file__).parent / "supplies"
 
@@ -23,10 +24,8 @@ _SWITCH = {"0": False, "OFF": False, "1": True, "ON": True}
 _NOT_A_NUMBER = 9e36
 
 
-class Supply(BaseModel):
+class Supply(Section):
     """What a supply understands: the content of a description."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     unit: Annotated[str, Field(pattern="^(A|V|mT)$")]
     range: tuple[float, float]  # lowest and highest value that it takes

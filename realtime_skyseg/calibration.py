@@ -5,31 +5,28 @@ import math
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from realtime_skyseg import yaml_text
+from realtime_skyseg.section import Section
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-
-class Calibration(BaseModel):
+class Calibration(Section):
     """A monotone table or polynomial, and where it comes from. Nothing is extrapolated.
 
     A magnet with an iron core has hysteresis, which no single curve tells: this is what the guard goes by, the
     read-back is of the supply.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
     date: datetime.date
     """When it was measured."""
     note: Annotated[str, Field(min_length=1)]
     """How: probe, pole gap, position."""
-    table: Annotated[list[tuple[Finite, Finite]], Field(min_length=2)] | None = None
+    table: Annotated[list[tuple[float, float]], Field(min_length=2)] | None = None
     """Pairs [device, mT], each column rising or falling throughout; straight lines between them."""
-    polynomial: Annotated[list[Finite], Field(min_length=2, max_length=10)] | None = None
+    polynomial: Annotated[list[float], Field(min_length=2, max_length=10)] | None = None
     """Coefficients c0, c1, ... of mT = c0 + c1 device + c2 device^2 + ..."""
-    range: tuple[Finite, Finite] | None = None
+    range: tuple[float, float] | None = None
     """Where the polynomial holds, in the device's unit."""
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.programme import ExperimentSettings
 from realtime_skyseg.programme import check as check_programme
+from realtime_skyseg.section import Section
 
 #: Where the stream is, unless the settings say otherwise.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
@@ -34,16 +35,10 @@ EngineChoice = Literal["auto", "tensorrt", "torch", "openvino", "openvino-int8"]
 Polarity = Literal["auto", "dark", "bright", "both"]
 
 
-class Section(BaseModel):
-    """Base of every part of the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 class CameraSettings(Section):
     """Where frames come from. `driver` names the camera; every other key belongs to that driver."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     driver: str
     """Name of an installed camera driver, for example `replay`."""
@@ -70,7 +65,7 @@ class CameraSettings(Section):
 class FieldSettings(Section):
     """The magnet. `driver` names its supply; the keys that are not described here belong to that driver."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     driver: str
     """Name of an installed field driver, for example `visa`."""

@@ -16,19 +16,14 @@ from numbers import Real
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from realtime_skyseg.errors import FieldError, MissingExtraError, SettingsError
 from realtime_skyseg.records import Frame
+from realtime_skyseg.section import Section
 
 
-class DriverSettings(BaseModel):
-    """Base of a driver's settings: unknown keys are refused, values cannot change after validation.
-
-    A docstring below a key becomes its description in the JSON Schema for editors.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+class DriverSettings(Section):
+    """Base of a driver's settings."""
 
     #: Of a field driver: the keys that tell one supply from another, which only one run may have; empty: all keys;
     #: None: there is nothing to have.

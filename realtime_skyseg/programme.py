@@ -11,7 +11,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from realtime_skyseg.section import Section
 
 #: No programme has more steps than this.
 MAX_STEPS = 20_000
@@ -23,10 +25,6 @@ AC_POINT_S, RAMP_POINT_S = 0.025, 0.1
 _AC_POINTS = 8
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -34,7 +32,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 # --- parts of a programme ---
 
 
-class AlternatingField(_Part):
+class AlternatingField(Section):
     """A sine around the field of a step, before it is measured: it helps walls over pinning sites."""
 
     amplitude_mT: Positive
@@ -45,7 +43,7 @@ class AlternatingField(_Part):
     """How many; then the field is at rest again, and settles."""
 
 
-class _Measured(_Part):
+class _Measured(Section):
     """What every part of a programme can say of its steps."""
 
     name: Annotated[str, Field(max_length=40, pattern=r"^[\w .+-]*$")] = ""
@@ -151,7 +149,7 @@ class Demagnetise(_Measured):
     """Stay at each turn."""
 
 
-class Repeat(_Part):
+class Repeat(Section):
     """Parts, several times."""
 
     do: Literal["repeat"]
@@ -169,7 +167,7 @@ Part = Annotated[
 Quantity = Literal["count", "stripes", "area_fraction", "diameter_px", "field_mT"]
 
 
-class Condition(_Part):
+class Condition(Section):
     """Something that is true of the latest frames, with hysteresis and dwell."""
 
     quantity: Quantity
@@ -189,7 +187,7 @@ class Condition(_Part):
         return self
 
 
-class _Rule(_Part):
+class _Rule(Section):
     during: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the parts during which it is asked; absent: always."""
 
@@ -335,7 +333,7 @@ class PythonRule(_Rule):
 Rule = Annotated[StopWhen | HoldCount | AdaptiveSteps | OnEvent | PythonRule, Field(discriminator="rule")]
 
 
-class Interlocks(_Part):
+class Interlocks(Section):
     """What no rule and no request can pass, beside `field.limit_mT` and `field.slew_mT_per_s`."""
 
     dead_man_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
@@ -348,7 +346,7 @@ class Interlocks(_Part):
     """... and may last so long in a row; then the safe state."""
 
 
-class ExperimentSettings(_Part):
+class ExperimentSettings(Section):
     """A field programme and the rules that may change it."""
 
     programme: Annotated[list[Part], Field(min_length=1, max_length=1000)]

@@ -29,7 +29,7 @@ _RESOLVED = (
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars, and no key twice."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML keeps its table in the class
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         known = set()

@@ -2,15 +2,13 @@
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from realtime_skyseg.devices import DriverSettings
 
 
 class _Fault(DriverSettings):
     """Begins at a frame or at a time, one of them."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     at_frame: Annotated[int, Field(ge=0)] | None = None
     """Begins with the frame of this number."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
@@ -27,8 +27,6 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 
 class KerrSettings(DriverSettings):
     """Parameters of `KerrCamera`."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     wavelength_um: _Positive = 0.46
     numerical_aperture: _Positive = 0.9

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from realtime_skyseg.devices import DriverSettings
 
@@ -23,8 +23,6 @@ _AC_PARTS = 8
 
 class MagnetSettings(DriverSettings):
     """Parameters of `TwinMagnet`."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     limit_V: _Positive = 10.0
     """The supply gives as much, of either sign."""

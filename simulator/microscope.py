@@ -33,7 +33,7 @@ import cv2
 import h5py
 import hdf5plugin
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError, SkysegError
@@ -74,8 +74,6 @@ _LINE_BYTES = 4096
 
 class TwinSettings(DriverSettings):
     """Settings of the camera driver `twin`: a simulated sample, magnet and Kerr microscope."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
     """Where the microscope listens on this machine: the same in `field`; 0: a free one, for a twin without magnet."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from realtime_skyseg import config
 from realtime_skyseg.devices import DriverSettings
@@ -33,8 +33,6 @@ class FilmSettings(DriverSettings):
 
     gamma 0.6-0.8 and thickness 10-20 give skyrmions.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     alpha: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Anisotropy: depth of the two wells of phi."""
@@ -62,8 +60,6 @@ class FilmSettings(DriverSettings):
 
 class _SampleSettings(DriverSettings):
     """What both kinds of samples share."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Of all that is random in the sample."""

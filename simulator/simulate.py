@@ -30,7 +30,7 @@ import hdf5plugin
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -79,8 +79,6 @@ Range = Annotated[tuple[float, float], AfterValidator(_check_rising)]
 class Stage(DriverSettings):
     """Some frames of a sequence under one field, or under a field that rises or falls evenly."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     frames: Annotated[int, Field(ge=1)]
     field_mT: float | tuple[float, float]
     """Out of plane: one value, or that of the first and of the last frame."""
@@ -91,8 +89,6 @@ class Stage(DriverSettings):
 
 class _RecordingSettings(DriverSettings):
     """What both kinds of recordings share."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     title: str = ""
     """What this recording is."""

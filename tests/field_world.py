@@ -144,20 +144,22 @@ class Night:
 
     def _watch(self) -> None:
         """What was asked for happens soon where nothing is wrong; and a guard that is not done says so."""
-        disturbed = (
-            self.magnet is None or self.ignored or self.now_s < self.stopped_until_s
-            or any(self.now_s < until_s < math.inf for until_s in self.until.values())
-        )  # fmt: skip
-        others = (until_s for name, until_s in self.until.items() if name != "set_is_ignored")
-        if self.magnet is None or any(self.now_s < until_s for until_s in others):
+        now_s, alone = self.now_s, self.magnet is None
+        disturbed = alone or self.ignored or now_s < self.stopped_until_s
+        lying = alone
+        for name, until_s in self.until.items():
+            if now_s < until_s:
+                disturbed |= until_s < math.inf
+                lying |= name != "set_is_ignored"
+        if lying:
             self.seen = -100  # what it read last may be a lie
         if disturbed or self.safe_from_mT is None:
-            self.safe_by_s = self.now_s + 2.8  # a new guard looks for 2 s where read-backs do not agree
-        if self.now_s > self.safe_by_s and not self._is_safe(self.output):
+            self.safe_by_s = now_s + 2.8  # a new guard looks for 2 s where read-backs do not agree
+        elif now_s > self.safe_by_s and not self._is_safe(self.output):
             raise Broken(f"a request for safety was lost: {self.output:g} mT")
-        if self.magnet is None or self.service != "gone" or self.now_s < self.until.get("guard_hangs", 0.0):
-            self.said_s = self.now_s
-        elif self.now_s - self.said_s > 11.0:  # a call to the supply may take 4.5 s
+        if self.service != "gone" or alone or now_s < self.until.get("guard_hangs", 0.0):
+            self.said_s = now_s
+        elif now_s - self.said_s > 11.0:  # a call to the supply may take 4.5 s
             raise Broken("the guard says nothing")
 
     def _judge(self) -> None:
@@ -296,10 +298,10 @@ class Night:
         until_s = self.until.get(name)
         if until_s is None:
             return False
-        if until_s == math.inf:
+        on = self.now_s < until_s
+        if until_s == math.inf or not on:
             del self.until[name]
-            return True
-        return self.now_s < until_s
+        return on
 
     def set(self, value: float) -> None:
         """Take a value, or not."""
@@ -361,7 +363,18 @@ class Night:
         self._may_die()
         self._wait_for_late()
         self.now_s += self.read_s
-        truth, self.lied_s = self.lied_s, self.now_s
+        if self.until:
+            truth, self.lied_s = self.lied_s, self.now_s
+            lie = self._lie()
+            if lie is not None:
+                return lie
+            self.lied_s = truth
+        self.seen += self.now_s - self.ignored_s > self.settings.settle_s
+        self.last_read = self.output
+        return self.output
+
+    def _lie(self) -> float | None:
+        """What it gives instead of its output; None: no lie."""
         if self._hits("read_hangs"):
             self._hang(0.5)
         if self._hits("read_fails"):
@@ -375,10 +388,7 @@ class Night:
             return self.random.choice([0.0, 1.0, -99.0, 99.0, 1e9])
         if self._hits("read_stands_still"):
             return self.last_read
-        self.lied_s = truth
-        self.seen += self.now_s - self.ignored_s > self.settings.settle_s
-        self.last_read = self.output
-        return self.output
+        return None
 
     def _hang(self, longest_s: float) -> None:
         self.now_s += self.random.uniform(0.1, longest_s)

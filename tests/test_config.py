@@ -21,6 +21,8 @@ WRONG = [
     ({"camera": {"driver": "nokia"}}, "'nokia' is not among the installed cameras; allowed: "),
     ({"camera": {"driver": "replay", "pth": "x"}}, "camera.pth: unknown key; did you mean 'path'? allowed: "),
     ({"camera": {"driver": "replay", "rate_hz": -1}}, "camera.rate_hz"),
+    ({"camera": {"driver": "replay", "path": "bundled", "rate_hz": True}}, "camera: rate_hz: True is not allowed"),
+    ({**DEMO, "field": {"driver": "manual", "limit_mT": [True, 5]}}, "field: limit_mT: [True, 5] is not allowed"),
     ({**DEMO, "analysys": {}}, "analysys: unknown key; did you mean 'analysis'? allowed: camera, "),
     ({**DEMO, "analysis": {"engine": "abacus"}}, "analysis.engine: 'abacus' is not allowed"),
     ({**DEMO, "analysis": {"policy": "some"}}, "'latest' or 'every'"),

@@ -181,7 +181,7 @@ class Supply:
     unit = "mT"
     range = (-10.0, 10.0)
     pulse_limit_mT = (-100.0, 100.0)
-    description: dict[str, Any] = {}  # noqa: RUF012
+    description: dict[str, Any] = {}
 
     def __init__(self, clock: Clock, start_mT: float) -> None:
         self._clock = clock
