@@ -85,7 +85,7 @@ class Night:
         self.output = self.last_read = rng.choice([0.0, 0.0, 10.0])
         self.changed_s = self.now_s - 10.0
         self.until: dict[str, float] = {}
-        self.ignored = False
+        self.ignored = self.leapt = False
         self.ignored_s = 0.0  # since when it ignores values
         self.seen = 0  # read-backs that show it, with nothing else wrong meanwhile and just before
         self.lied_s, self.side = 0.0, 1
@@ -344,6 +344,8 @@ class Night:
 
     def _change(self, value: float) -> None:
         step, passed_s = abs(value - self.output), self.now_s - self.changed_s
+        if self.leapt:  # by itself, and nobody could see it yet: what counts is what was read last
+            step = min(step, abs(value - self.last_read))
         most = SLEW * passed_s + 1e-6
         if not self.ignored:
             most = min(most, SLEW * LONGEST_STEP_S + 1e-6)
@@ -354,6 +356,7 @@ class Night:
             raise Broken(f"a step of {step:g} mT from {self.output:g} mT, {passed_s:g} s after the last")
         if self.safe_from_mT is not None and abs(value) > self.safe_from_mT + SLEW * LONGEST_STEP_S:
             raise Broken(f"{value:g} mT is set after safety was asked for at {self.safe_from_mT:g} mT")
+        self.leapt |= self.ignored
         self.ignored = False
         if value != self.output:
             self.output, self.changed_s = value, self.now_s
@@ -370,7 +373,7 @@ class Night:
                 return lie
             self.lied_s = truth
         self.seen += self.now_s - self.ignored_s > self.settings.settle_s
-        self.last_read = self.output
+        self.last_read, self.leapt = self.output, False
         return self.output
 
     def _lie(self) -> float | None:

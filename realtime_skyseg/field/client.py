@@ -34,6 +34,9 @@ _CLOSE_S = 12.0
 #: Readings that `reading_nearest` compares in any case, beyond a jump of the computer's clock.
 _NEAREST = 128
 
+#: Guards that go on without this process.
+_left_behind: "list[subprocess.Popen[bytes]]" = []
+
 
 class FieldGuard:
     """A magnet, through its guard: a process that alone has the supply, and makes it safe if this one dies or hangs.
@@ -280,8 +283,7 @@ class FieldGuard:
                 self._give_up.set()
                 self._thread.join()
         self._line.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.0 if self._give_up.is_set() else ANSWER_S)
+        _leave(self._process, 0.0 if self._give_up.is_set() else ANSWER_S)
 
     def __enter__(self) -> Self:
         return self
@@ -319,9 +321,10 @@ class FieldGuard:
                     raise
             except BaseException:
                 if inherited is None:
-                    # It has set nothing, so it may be ended at any point. One that follows another one goes on alone.
-                    process.kill()
+                    process.kill()  # it has set nothing, so it may be ended at any point
                     process.wait()
+                else:
+                    _leave(process, 0.0)
                 raise
 
     def _first(self, line: Line, deadline: float) -> dict[str, Any]:
@@ -400,8 +403,7 @@ class FieldGuard:
     def _replace(self) -> bool:
         """After the guard has ended: let another one make the field safe. False where there is nothing to guard."""
         self._line.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(ANSWER_S)
+        _leave(self._process, ANSWER_S)
         with self._changed:
             inherited = self._keeper.ended(f"process {self._process.pid}")
             self._changed.notify_all()
@@ -435,6 +437,14 @@ class FieldGuard:
                                   else "the field is read back again")  # fmt: skip
 
 
+def _leave(process: "subprocess.Popen[bytes]", wait_s: float) -> None:
+    """Wait for the end of a guard; one that takes longer goes on alone."""
+    try:
+        process.wait(wait_s)
+    except subprocess.TimeoutExpired:
+        _left_behind[:] = [process, *(one for one in _left_behind if one.poll() is None)]
+
+
 def _start() -> "subprocess.Popen[bytes]":
     """A guard that neither Ctrl-C nor the end of the terminal or of this process reaches."""
     own: dict[str, Any] = {"start_new_session": True}
@@ -442,7 +452,7 @@ def _start() -> "subprocess.Popen[bytes]":
         own = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     paths = os.pathsep.join(str(path or os.getcwd()) for path in sys.path)  # noqa: PTH109  drivers are found as here
     return subprocess.Popen(
-        [sys.executable, "-m", "realtime_skyseg.field"],
+        [sys.executable, "-P", "-m", "realtime_skyseg.field"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # what a library prints has no place in the output of `skyseg run --json`
         env={**os.environ, "PYTHONPATH": paths},

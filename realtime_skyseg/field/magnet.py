@@ -307,7 +307,9 @@ class Magnet:
             self.trip(self._trouble)
         else:
             self._low_mT = self._high_mT = value
-            self._refused = False
+            if self._refused:  # what was read meanwhile says nothing of what was taken now
+                self._refused, self._bad = False, 0
+                self._recent.clear()
         self._ended_s = self._clock()
         self._took_s.append(self._ended_s - now)
         if value != target:
