@@ -116,6 +116,7 @@ class Experiment:
         self._latency = Latency()
         self.table: deque[dict[str, Any]] = deque(maxlen=1000)  # the last rows of the table of steps, for display
         self._rules: dict[int, RuleProcess] = {}
+        self._asked_ns: dict[int, int] = {}  # when the frame that a rule was asked about was handed over
         with ExitStack() as opened:
             for place, rule in enumerate(settings.rules):
                 if isinstance(rule, PythonRule):
@@ -224,7 +225,7 @@ class Experiment:
                 for told in requests:
                     self._tell(self._moment(told))
                 for result in results:
-                    self._tell(self._moment(Told.FRAME, result), result)
+                    self._tell(self._moment(Told.FRAME, result), result.frame.handed_ns)
                 answered = self._hear_rules()
                 if not (requests or results or answered):
                     self._tell(self._moment(Told.TICK))
@@ -242,7 +243,7 @@ class Experiment:
         for place, rule in self._rules.items():
             while (answer := rule.answer()) is not None:
                 heard = True
-                self._tell(self._answered(place, answer))
+                self._tell(self._answered(place, answer), self._asked_ns.pop(place, None))
         return heard
 
     def _conclude(self) -> None:
@@ -279,8 +280,8 @@ class Experiment:
         moment = self._moment(Told.ANSWER)
         return replace(moment, rule=place, frame=answer.frame, answer=field_mT, failed=answer.failed)
 
-    def _tell(self, moment: Moment, result: Result | None = None) -> None:
-        """Let the machine answer, and do what it orders."""
+    def _tell(self, moment: Moment, handed_ns: int | None = None) -> None:
+        """Let the machine answer, and do what it orders; `handed_ns`: when the frame it decides on was handed over."""
         self._rows.append(
             TableRow(
                 "inputs",
@@ -313,8 +314,12 @@ class Experiment:
                 self._note(Note("experiment_refused", str(error), moment.frame))
                 self._tell(self._moment(Told.REFUSED))
                 return
-            if decided and result is not None and isinstance(order, SetField | GivePulse):
-                self._latency.add(time.perf_counter_ns() - result.frame.handed_ns)
+            if handed_ns is None:
+                continue
+            if isinstance(order, AskRule):
+                self._asked_ns[order.place] = handed_ns
+            elif decided and isinstance(order, SetField | GivePulse):
+                self._latency.add(time.perf_counter_ns() - handed_ns)
                 decided = False
         if math.isfinite(stood_mT):
             self._tell(replace(self._moment(Told.STOOD), set_mT=stood_mT))

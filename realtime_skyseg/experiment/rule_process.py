@@ -26,6 +26,9 @@ from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.experiment.rules import Seen, load_function
 from realtime_skyseg.programme import PythonRule
 
+#: A pipe takes so much at once, whether it is read or not.
+_PIPE_BYTES = 4_000
+
 #: Starting Python, and running the file of the rule.
 _LOAD_S = 20.0
 
@@ -66,7 +69,7 @@ class RuleProcess:
         load_by = threading.Timer(_LOAD_S, self._process.kill)
         load_by.start()
         try:
-            self._send(rule.model_dump(mode="json"))
+            self._send(pickle.dumps(rule.model_dump(mode="json")))
             said = self._read()
         finally:
             load_by.cancel()
@@ -81,6 +84,13 @@ class RuleProcess:
         """Ask about a result. Where the rule is still at an older one, it gets what has come since all at once."""
         with self._changed:
             self._waiting.append(seen)
+            if self._asked is None:
+                data = pickle.dumps(list(self._waiting))
+                if len(data) < _PIPE_BYTES:  # from here: a thread less to wait for
+                    self._asked = (seen.frame, time.monotonic())
+                    self._waiting.clear()
+                    with suppress(OSError):  # it has ended, as the thread will see
+                        self._send(data)
             self._changed.notify_all()
 
     def answer(self) -> Answer | None:
@@ -115,18 +125,22 @@ class RuleProcess:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
+                self._changed.wait_for(lambda: self._asked or self._waiting or self._closing)
                 if self._closing:
                     return
-                results = list(self._waiting)
-                self._waiting.clear()
-                self._asked = (results[-1].frame, time.monotonic())
+                results = [] if self._asked else list(self._waiting)
+                if results:
+                    self._asked = (results[-1].frame, time.monotonic())
+                    self._waiting.clear()
+                assert self._asked is not None
+                frame = self._asked[0]
             try:
-                self._send(results)
+                if results:
+                    self._send(pickle.dumps(results))
                 said = self._read()
             except OSError:
                 said = {}
-            answer = self._understood(results[-1].frame, said)
+            answer = self._understood(frame, said)
             with self._changed:
                 self._asked = None
                 self._answers.append(answer)
@@ -148,9 +162,8 @@ class RuleProcess:
         sentence = f"{where} failed and is not asked again: {reason}"[:300]
         return Answer(frame, None, sentence.encode(errors="replace").decode())
 
-    def _send(self, message: Any) -> None:
+    def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        data = pickle.dumps(message)
         self._process.stdin.write(_LENGTH.pack(len(data)) + data)
         self._process.stdin.flush()
 
@@ -179,7 +192,7 @@ def _start() -> "subprocess.Popen[bytes]":
         own = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     paths = os.pathsep.join(str(path or os.getcwd()) for path in sys.path)  # noqa: PTH109  imports are found as here
     return subprocess.Popen(
-        [sys.executable, "-m", "realtime_skyseg.experiment.rule_process"],
+        [sys.executable, "-P", "-m", "realtime_skyseg.experiment.rule_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

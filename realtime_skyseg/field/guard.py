@@ -175,7 +175,7 @@ class _Loop:
         self._line = line
         self._magnet = magnet
         self._tell = tell
-        self._next_tick_s = self._gone_s = time.monotonic()
+        self._next_tick_s = self._ticked_s = self._gone_s = time.monotonic()
 
     def run(self, told_to_end: list[int]) -> None:
         """Until the service has gone, or says so, and the field is safe."""
@@ -198,6 +198,8 @@ class _Loop:
                 answer = self._magnet.hear(request)
                 if answer:
                     self._line.send(answer)
+                    # It begins at once, but however many requests come, the supply is not asked much more often.
+                    self._next_tick_s = min(self._next_tick_s, self._ticked_s + period_s / 4)
         else:
             _leave_pipe(self._gone_s)
             time.sleep(wait_s)
@@ -208,7 +210,8 @@ class _Loop:
         else:
             self._magnet.close("the service has gone")
         if time.monotonic() >= self._next_tick_s:
-            self._next_tick_s = time.monotonic() + period_s
+            self._ticked_s = time.monotonic()
+            self._next_tick_s = self._ticked_s + period_s
             reading = self._magnet.tick()
             if reading:
                 self._tell({"reading": reading})
