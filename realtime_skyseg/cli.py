@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import logging
 import os
@@ -13,7 +14,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
+from realtime_skyseg import log_file
 from realtime_skyseg.errors import RunFileError, SettingsError, SkysegError
+from realtime_skyseg.records import printable
 
 _ENGINES = ("auto", "tensorrt", "torch", "openvino", "openvino-int8")
 
@@ -26,25 +29,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    for way in (sys.stdout, sys.stderr):
+        if isinstance(way, io.TextIOWrapper):
+            way.reconfigure(errors="replace")  # "?" for what the terminal cannot show
     to_stderr = logging.StreamHandler()
-    to_stderr.setLevel(logging.INFO if options.verbose else logging.CRITICAL)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[to_stderr])
+    to_stderr.setLevel(logging.INFO if options.verbose else logging.WARNING)
+    to_stderr.setFormatter(
+        log_file.Plain(
+            "%(levelname)s %(name)s: %(message)s" if options.verbose else "skyseg: %(message)s", trace=options.verbose
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
     try:
         if getattr(options, "log", None):
-            from realtime_skyseg.log_file import log_to
-
-            log_to(options.log)
+            log_file.log_to(options.log)
         status: int = options.command(options)
+        sys.stdout.flush()
     except SkysegError as error:
-        print(f"skyseg: {error}", file=sys.stderr)
-        return error.exit_status
+        return _failed(str(error), error.exit_status)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has left.
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read our output has left
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        logging.getLogger(__name__).info("the command failed", exc_info=True)
+        where = f"'{error.filename}'" if error.filename else "a file or the output"
+        return _failed(f"{where} cannot be read or written: {error.strerror or error}", 2 if error.filename else 1)
+    except MemoryError:
+        return _failed("the memory of this computer is not enough for it", 1)
+    except Exception as error:
+        logging.getLogger(__name__).info("the command failed", exc_info=True)
+        hint = "" if options.verbose else "; `skyseg -v ...` shows where"
+        return _failed(f"this should not happen: {type(error).__name__}: {error}{hint}", 1)
     return status
+
+
+def _failed(message: str, status: int) -> int:
+    with suppress(OSError, ValueError):
+        print(f"skyseg: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def _drop_output() -> None:
+    """Let Python not try again, at its end, to write what nobody takes."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,11 +330,16 @@ def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None,
         with open_run(summary.run_file) as run:
             (plot_sweep if service.experiment else plot_run)(run, options.plot)
         console.print(f"picture: {options.plot}")
+    status = summary.exit_status
     if options.json:
-        print(json.dumps(record))
+        try:
+            print(json.dumps(record), flush=True)
+        except OSError as error:
+            _drop_output()
+            status = _failed(f"the summary cannot be printed: {error.strerror}; run file '{summary.run_file}'", 1)
     if summary.message:
-        print(f"skyseg: {summary.message}", file=sys.stderr)
-    return summary.exit_status
+        _failed(summary.message, status)
+    return status
 
 
 def _leave(service: Any) -> NoReturn:
@@ -469,7 +505,7 @@ def _analyse(options: argparse.Namespace) -> int:
                     lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
                 )  # fmt: skip
         except SkysegError as error:
-            print(f"skyseg: {error}", file=sys.stderr)
+            _failed(str(error), error.exit_status)
             summary = {"status": "fault", "exit_status": error.exit_status, "message": str(error), "run_file": None}
         else:
             console.print(
@@ -500,7 +536,7 @@ def _redecide(path: Path, status: int = 0) -> dict[str, Any]:
     try:
         differences = redecide(path)
     except SkysegError as error:
-        print(f"skyseg: {path}: it cannot be decided again: {error}", file=sys.stderr)
+        _failed(f"{path}: it cannot be decided again: {error}", error.exit_status)
         return {"redecided": None, "exit_status": max(status, error.exit_status)}
     for line in differences:
         print(f"skyseg: {line}", file=sys.stderr)
@@ -519,7 +555,7 @@ def _recover(options: argparse.Namespace) -> int:
         try:
             rescue = recover(file)
         except SkysegError as error:
-            print(f"skyseg: {error}", file=sys.stderr)
+            _failed(str(error), error.exit_status)
             records.append({"file": str(file), "recovered": None, "message": str(error)})
             status = max(status, error.exit_status)
             continue

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from realtime_skyseg import devices, yaml_text
 from realtime_skyseg.calibration import Calibration
 from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
-from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.errors import CameraError, SettingsError, SkysegError
 from realtime_skyseg.programme import ExperimentSettings
 from realtime_skyseg.programme import check as check_programme
+from realtime_skyseg.records import printable
 from realtime_skyseg.section import Section
 
 #: Where the stream is, unless the settings say otherwise.
@@ -60,6 +61,12 @@ class CameraSettings(Section):
             return cast(Camera, devices.driver("cameras", self.driver)(self._settings))
         except SettingsError as error:
             raise SettingsError(f"camera.{error}") from error
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SkysegError):
+                raise
+            raise CameraError(
+                f"camera.driver: '{self.driver}' cannot be opened: {type(error).__name__}: {printable(error)}"
+            ) from error
 
 
 class FieldSettings(Section):

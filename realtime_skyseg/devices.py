@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from realtime_skyseg.errors import FieldError, MissingExtraError, SettingsError
-from realtime_skyseg.records import Frame
+from realtime_skyseg.records import Frame, printable
 from realtime_skyseg.section import Section
 
 
@@ -173,7 +173,16 @@ def driver(kind: str, name: str) -> Any:
             try:
                 return entry.load()
             except ModuleNotFoundError as error:
+                if entry.dist and entry.dist.name != "realtime_skyseg":
+                    raise MissingExtraError(
+                        f"driver '{name}' of the package '{entry.dist.name}' needs the module '{error.name}', which is "
+                        "not installed; allowed: with it"
+                    ) from error
                 raise missing(name, error, entry.extras[0] if entry.extras else name) from error
+            except Exception as error:
+                raise SettingsError(
+                    f"driver: '{name}' ({entry.value}) cannot be loaded: {type(error).__name__}: {printable(error)}"
+                ) from error
     raise SettingsError(
         f"driver: '{name}' is not among the installed {kind}; allowed: {', '.join(drivers(kind)) or 'none'}"
     )

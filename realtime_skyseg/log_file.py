@@ -7,8 +7,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.records import printable
 
 _BYTES, _FILES = 10_000_000, 5
+
+
+class Plain(logging.Formatter):
+    """A line of text; the trace of an error, too, where it is asked for."""
+
+    def __init__(self, layout: str, trace: bool) -> None:
+        super().__init__(layout)
+        self._trace = trace
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102
+        if self._trace:
+            return super().format(record)
+        error = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] else ""
+        return printable(str(self._fmt) % {"levelname": record.levelname, "name": record.name,
+                                      "message": record.getMessage()} + error)  # fmt: skip
 
 
 class _Line(logging.Formatter):

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice
 from realtime_skyseg.errors import CameraError, DiskFullError, SettingsError, SkysegError
 from realtime_skyseg.preparation import Preparation, Prepared
-from realtime_skyseg.records import Background, Counters, Event, Frame, Result, Skipped, TableRow
+from realtime_skyseg.records import Background, Counters, Event, Frame, Result, Skipped, TableRow, printable
 from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter, crc32
@@ -32,6 +33,9 @@ Item = TypeVar("Item")
 
 #: The camera thread looks this often whether the run was stopped.
 _STOP_CHECK_S = 0.1
+
+#: A camera's driver that does not return at the end of a run is left behind after this time at least.
+_LEAVE_S = 5.0
 
 #: Fill of the recorder's queue that gives an alarm, and below which the next alarm may be given.
 _ALARM_FILL, _CALM_FILL = 0.75, 0.5
@@ -202,6 +206,9 @@ class Pipeline:
         self._alarms: deque[Event] = deque(maxlen=1000)  # on their way to the file, past a queue that may be full
         self._stall_s = stall_s
         self._stop_when_full = stop_when_full
+        self._asked_s = 0.0  # when the camera was asked for a frame; 0: it is not
+        self._silent = False  # it has not returned since for long
+        self.camera_left = False  # the camera's driver hangs in its thread, and is not waited for any more
         self._stalled_s = 0.0  # that the disk has not answered so far, once that is an alarm
         self._queue_alarm = 0.0  # fill that the last alarm was about
         self._newest_crc32: int | None = None  # of the image that was analysed last
@@ -211,6 +218,8 @@ class Pipeline:
         self._faults: list[str] = []
         self._first_ns = self._last_ns = 0
         self._next_number = 0  # that the camera should give next
+        self._backwards = False  # the last frame's number was no later than the one before
+        self._odd_numbers: set[str] = set()  # kinds of numbers that are no numbers
         self._following = 0  # index that the analysis should meet next
         self._analysis_broke = False
         self._changed_size = -1  # index of the frame that had another size
@@ -221,7 +230,8 @@ class Pipeline:
         self.notices: deque[str] = deque(maxlen=100)  # what the camera had to say, for a display to take
         self.camera_changed = False  # the run ended because its frames have another size or pixel type from now on
         self._threads = [
-            threading.Thread(target=self._guard, args=(run, name), name=f"skyseg-{name}")
+            # A driver that never returns must not keep the program from ending.
+            threading.Thread(target=self._guard, args=(run, name), name=f"skyseg-{name}", daemon=name == "camera")
             for name, run in (("camera", self._read), ("analysis", self._analyse), ("recorder", self._record))
         ]
 
@@ -257,6 +267,7 @@ class Pipeline:
         deadline = time.monotonic() + timeout_s
         while not self._over.wait(min(max(deadline - time.monotonic(), 0.0), self._stall_s / 4)):
             self._watch_disk()
+            self._watch_camera()
             if time.monotonic() >= deadline:
                 return False
         return True
@@ -265,7 +276,12 @@ class Pipeline:
         """Let everything that was received come to its end, and end the threads."""
         camera, analysis, recorder = self._threads
         self.stop()
-        camera.join()
+        camera.join(max(_LEAVE_S, 2 * self._stall_s))
+        if camera.is_alive():
+            self.camera_left = True
+            message = "the camera's driver does not return, and is left behind"
+            self._faults.append(message)
+            self._alarm("fault", message)
         self._to_analysis.close()
         analysis.join()
         cause = Skipped.FAILED if self._analysis_broke else self._gap_cause
@@ -304,7 +320,7 @@ class Pipeline:
 
     def _alarm(self, kind: str, message: str) -> None:
         """Note an event that nobody may wait for, least of all on the disk."""
-        log.warning("%s: %s", kind, message)
+        log.info("%s: %s", kind, message)
         event = Event(time.time_ns(), kind, message)
         self._events.append(event)
         self._alarms.append(event)
@@ -321,13 +337,25 @@ class Pipeline:
             self._alarm("disk_back", f"the disk answers again after at least {self._stalled_s:.1f} s")
             self._stalled_s = 0.0
 
+    def _watch_camera(self) -> None:
+        """A driver returns from `read` in time, with a frame or without; one that does not is told of."""
+        silent_s = time.monotonic() - self._asked_s if self._asked_s else 0.0
+        if silent_s >= self._stall_s and not self._silent:
+            self._alarm("camera_hangs", f"the camera's driver has not returned for {silent_s:.1f} s")
+        elif self._silent and silent_s < self._stall_s:
+            self._alarm("camera_back", "the camera's driver returns again")
+        self._silent = silent_s >= self._stall_s
+
     # --- camera thread ---
 
     def _read(self) -> None:
         try:
             while not (self._stop.is_set() or self.camera_changed):
+                self._asked_s = time.monotonic()
                 try:
                     frame = self._camera.read(_STOP_CHECK_S)
+                    if self.camera_left:
+                        return
                 except CameraNotice as notice:
                     self.camera_changed = isinstance(notice, CameraChanged)
                     self.notices.append(f"{notice.kind}: {notice}")
@@ -338,6 +366,7 @@ class Pipeline:
         except CameraEnded:
             pass
         finally:
+            self._asked_s = 0.0
             self._over.set()
 
     def _receive(self, frame: Frame) -> None:
@@ -347,9 +376,20 @@ class Pipeline:
         if frame.index == 0:
             self._first_ns, self._next_number = frame.handed_ns, frame.number
         self._last_ns = frame.handed_ns
-        frame.camera_lost = max(0, frame.number - self._next_number)
+        frame.number, frame.camera_ns = self._whole(frame.number, "number"), self._whole(frame.camera_ns, "time stamp")
+        lost = max(0, frame.number - self._next_number)
+        frame.camera_lost = min(lost, 2**32 - 1)
+        backwards = frame.number < self._next_number
+        if backwards and not self._backwards:
+            message = f"the camera gave frame {frame.number} where {self._next_number} was next, or has none"
+            self.event("camera_number", message, frame.index, wait=self._camera.waits)
+        self._backwards = backwards
         self._next_number = frame.number + 1
         self.counters.received += 1
+        if not isinstance(frame.image, np.ndarray):
+            self._changed_size = frame.index
+            self.counters.not_written["changed_size"] = 1
+            raise CameraError(f"the camera gave {type(frame.image).__name__} at frame {frame.index}; allowed: an array")
         if frame.image.shape != self._camera.shape or frame.image.dtype != self._camera.dtype:
             self._changed_size = frame.index
             self.counters.not_written["changed_size"] = 1
@@ -357,13 +397,15 @@ class Pipeline:
                 f"the camera changed to {_kind(frame.image.shape, frame.image.dtype)} at frame {frame.index}, "
                 f"but the run began with {_kind(self._camera.shape, self._camera.dtype)}; start a new run"
             )
+        if not isinstance(frame.field_mT, float):
+            frame.field_mT = float(frame.field_mT) if isinstance(frame.field_mT, Real) else math.nan
         if self._field_at:
             exposed_ns = frame.camera_ns if self._camera.clock.startswith("Unix time") else frame.received_ns
             frame.field_mT, frame.field_age_ns = self._field_at(exposed_ns)
         waits = self._camera.waits
-        if frame.camera_lost:
-            self.counters.camera_lost += frame.camera_lost
-            message = f"the camera lost {frame.camera_lost} frames before frame {frame.index}"
+        if lost:
+            self.counters.camera_lost += lost
+            message = f"the camera lost {lost} frames before frame {frame.index}"
             self.event("camera_lost", message, frame.index, wait=waits)
         analysis_waits = waits and self._policy == "every"
         # Into the recorder's queue first, as its order wants; but analysis is in a hurry and woken first. It would else
@@ -376,6 +418,17 @@ class Pipeline:
         # What does not fit here is noticed by the analysis as a gap in the indices.
         self._to_analysis.put(frame, wait=analysis_waits)
         self._to_recorder.wake()
+
+    def _whole(self, value: object, what: str) -> int:
+        """A driver's number as the file can hold it; -1 where it is none."""
+        whole = int(value) if isinstance(value, Integral) else -1
+        if isinstance(value, Integral) and -(2**63) <= whole < 2**63 - 1:
+            return whole
+        if what not in self._odd_numbers:
+            self._odd_numbers.add(what)
+            message = f"the camera gives {printable(value)[:60]} as {what}; allowed: a whole number of 64 bits"
+            self.event("camera_number", message, self.counters.received, wait=self._camera.waits)
+        return -1
 
     def _watch_queue(self, fill: float, index: int) -> None:
         """Give an alarm at 75 % and at 100 % of the recorder's queue, each once until it is half empty again."""
@@ -421,8 +474,8 @@ class Pipeline:
             self.last = result
             result.source_crc32 = crc32(frame.image)
             self._to_file(result)
-            if self.on_result:
-                self.on_result(result)
+            if on_result := self.on_result:
+                on_result(result)
             self._notice_frozen(result.source_crc32, frame.index)
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()
@@ -576,7 +629,7 @@ class Pipeline:
         """Turn an error that ends a thread into the run's fault."""
         try:
             run()
-        except Exception as error:
+        except BaseException as error:  # a driver may raise SystemExit, too
             message = str(error) if isinstance(error, SkysegError) else f"the {name} thread broke off: {error!r}"
             if not isinstance(error, SkysegError):
                 log.exception("the %s thread broke off", name)

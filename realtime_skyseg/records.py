@@ -1,5 +1,6 @@
 """What is passed from stage to stage: frames, masks, objects, results."""
 
+import re
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -129,14 +130,26 @@ class TableRow:
     values: dict[str, Any]  # column: number, text or bool
 
 
+#: Control characters, which would command a terminal, and halves of characters, which no file takes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    """A text of a driver, a file or a client, in which what no terminal or file should get is a question mark."""
+    return _UNPRINTABLE.sub("?", str(text))
+
+
 @dataclass(slots=True)
 class Event:
-    """Something that happened during a run: kept in the file, sent in the stream."""
+    """Something that happened during a run: kept in the file, sent in the stream. Its texts are made `printable`."""
 
     time_ns: int  # time.time_ns()
     kind: str  # for example "camera_lost", "fault", "stopped"
     message: str
     frame: int = -1  # index of the frame it belongs to; -1: none
+
+    def __post_init__(self) -> None:
+        self.kind, self.message = printable(self.kind), printable(self.message)
 
 
 @dataclass(slots=True)

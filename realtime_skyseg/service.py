@@ -35,6 +35,9 @@ from realtime_skyseg.streaming import ControlServer, Publisher, control
 
 log = logging.getLogger(__name__)
 
+#: A camera may take so long to close.
+_RELEASE_S = 20.0
+
 Status = Literal["ok", "stopped", "lost", "fault"]
 
 
@@ -147,7 +150,7 @@ class Service:
             owned.callback(setattr, self, "running", False)
             changes = self._changes()
             camera = config.camera.open()
-            owned.callback(camera.close)
+            owned.callback(_release, camera)
             segmenter = Segmenter.of(config.analysis, config.measure)
             preparation = self._preparation(camera, segmenter)
             segmenter.open(preparation.shape if preparation else camera.shape)
@@ -574,6 +577,22 @@ class _Total:
         )
 
 
+def _release(camera: Camera) -> None:
+    """Close a camera; a driver that does not return, or fails, does not keep the run from ending."""
+
+    def close() -> None:
+        try:
+            camera.close()
+        except BaseException:
+            log.exception("the camera could not be closed")
+
+    thread = threading.Thread(target=close, name="skyseg-camera-close", daemon=True)
+    thread.start()
+    thread.join(_RELEASE_S)
+    if thread.is_alive():
+        log.warning("the camera's driver does not return from close, and is left behind")
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -612,10 +631,15 @@ def _close(writer: RunWriter, summary: Summary) -> Summary:
         writer.close(summary.as_dict(), summary.exit_status)
     except RunFileError as error:
         message = "; ".join(filter(None, (summary.message, str(error))))
+        frames, lost = summary.frames, summary.frames["written"] - writer.frames_written
+        if lost:
+            causes = {**frames["not_written"], "file": frames["not_written"].get("file", 0) + lost}
+            frames = {**frames, "written": writer.frames_written, "not_written": causes}
         values = summary.as_dict() | {
             "status": "fault",
             "exit_status": 1,
             "message": message,
+            "frames": frames,
             "run_file": str(writer.partial),
             "run_files": [str(writer.partial)],
         }

@@ -1,22 +1,24 @@
 """What people see on the terminal: the state of a run, its summary, a stream, a file."""
 
+import io
 import math
 import os
 import select
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TextIO, cast
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from realtime_skyseg.experiment import Experiment, report
 from realtime_skyseg.pipeline import STAGES, Pipeline
-from realtime_skyseg.records import Skipped
+from realtime_skyseg.records import Skipped, printable
 from realtime_skyseg.service import Service, Summary
 from realtime_skyseg.storage import Run
 from realtime_skyseg.streaming import EventMessage, HeaderMessage, ImageMessage, Message, SeriesEndMessage, Subscriber
@@ -111,9 +113,44 @@ def _where(experiment: Experiment) -> str:
     return f"{status['state']}{step}{target}, {status['decisions']} decisions"
 
 
+class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Without what would command the terminal, as texts of files and clients may hold it."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
+class _Patient(io.TextIOBase):
+    """Standard output that outlives its reader: a recording goes on where a terminal or a pipe is gone."""
+
+    def __init__(self) -> None:
+        self._out: TextIO | None = sys.stdout
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
+
+    def _try(self, work: Callable[[TextIO], int]) -> int:
+        with suppress(OSError, ValueError):
+            return work(self._out) if self._out else 0
+        self._out = None
+        return 0
+
+    def write(self, text: str) -> int:
+        return self._try(lambda out: out.write(text))
+
+    def flush(self) -> None:
+        self._try(lambda out: out.flush() or 0)
+
+    def isatty(self) -> bool:
+        return self._out is not None and self._out.isatty()
+
+    def fileno(self) -> int:
+        return sys.stdout.fileno()
+
+
 def console() -> Console:
     """Standard output. Markup is off: paths and messages may have brackets of their own."""
-    return Console(markup=False)
+    return _Console(file=cast(IO[str], _Patient()), markup=False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from realtime_skyseg import yaml_text
 from realtime_skyseg.errors import RunFileError
-from realtime_skyseg.records import Background, Objects, Skipped
+from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout
 from realtime_skyseg.storage.chunk import crc32
 
@@ -30,6 +30,13 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file, self.state = _open(self.path)
+        told = self._file.attrs.get("layout")
+        if told is not None and str(told) != layout.LAYOUT_VERSION:
+            self.close()
+            raise RunFileError(
+                f"'{path}' has the layout {printable(told)[:40]!r}; allowed: {layout.LAYOUT_VERSION!r}, or a newer "
+                "version of this product"
+            )
         try:
             self.raw: h5py.Dataset = self._file[layout.RAW]
             self.mask: h5py.Dataset = self._file[layout.MASK]

@@ -286,6 +286,7 @@ class RunWriter:
                 self._release()
             if self._segments:
                 self._end_stacks(self._segments)
+            self._look()
             if self.path.exists():
                 raise FileExistsError(f"'{self.path}' has appeared meanwhile")
             self.partial.rename(self.path)
@@ -297,6 +298,31 @@ class RunWriter:
         self._file["entry/end_time"][()] = iso(time.time_ns()).encode()
         self._file["entry/exit_status"][()] = exit_status
         self._file.flush()
+
+    def _look(self) -> None:
+        """See that what was written is there: another program may have deleted, replaced or cut the file."""
+        if not self.partial.exists():
+            self.frames_written = 0
+            raise RunFileError(f"run file '{self.partial}' has been deleted or moved by another program")
+        try:
+            with h5py.File(self.partial, "r") as file:
+                written = int(np.count_nonzero(file[f"{layout.FRAMES}/written"][()]))
+                size = self.partial.stat().st_size
+                for _, place in () if self._segments else _STACKS:
+                    stack = file[place].id
+                    chunks = [stack.get_chunk_info(number) for number in range(stack.get_num_chunks())]
+                    if any(chunk.byte_offset + chunk.size > size for chunk in chunks):
+                        raise OSError("it has been cut")
+        except (OSError, RuntimeError, KeyError) as error:
+            self.frames_written = 0
+            raise RunFileError(
+                f"run file '{self.partial}' has been changed by another program and cannot be read: {error}"
+            ) from error
+        if written != self.frames_written:
+            taken, self.frames_written = self.frames_written, written
+            raise RunFileError(
+                f"run file '{self.partial}' holds {written} of {taken} frames: another program has changed it"
+            )
 
     def _end_stacks(self, segments: Segments) -> None:
         with h5py.File(self.partial, "r+", libver=("v110", "v110")) as file:
@@ -579,7 +605,7 @@ def _create_experiment(group: h5py.Group, texts: dict[str, str]) -> None:
 
 
 def _value(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
+    return value.encode(errors="replace") if isinstance(value, str) else value
 
 
 class _Block:
@@ -687,7 +713,7 @@ def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
 
 def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
     # Fixed length: strings of variable length cannot be read safely while the file is written.
-    data = text.encode() or b" "
+    data = text.encode(errors="replace").replace(b"\0", b"?") or b" "
     return parent.create_dataset(name, data=np.array(data, h5py.string_dtype("utf-8", len(data))))
 
 
