@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 #: The camera thread looks this often whether the run was stopped.
 _STOP_CHECK_S = 0.1
 
-#: A camera's driver that does not return at the end of a run is left behind after this time at least.
+#: A camera's driver that has not returned for so long, at the end of a run, is left behind.
 _LEAVE_S = 5.0
 
 #: Fill of the recorder's queue that gives an alarm, and below which the next alarm may be given.
@@ -276,7 +276,8 @@ class Pipeline:
         """Let everything that was received come to its end, and end the threads."""
         camera, analysis, recorder = self._threads
         self.stop()
-        camera.join(max(_LEAVE_S, 2 * self._stall_s))
+        silent_s = time.monotonic() - self._asked_s if self._asked_s else 0.0
+        camera.join(max(_LEAVE_S - silent_s, 0.5))
         if camera.is_alive():
             self.camera_left = True
             message = "the camera's driver does not return, and is left behind"
