@@ -263,11 +263,13 @@ class Pipeline:
         self._stop.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """True once the camera has ended. Looks after the disk meanwhile."""
+        """True once the camera has ended, or hangs and was asked to. Looks after camera and disk meanwhile."""
         deadline = time.monotonic() + timeout_s
         while not self._over.wait(min(max(deadline - time.monotonic(), 0.0), self._stall_s / 4)):
             self._watch_disk()
             self._watch_camera()
+            if self._stop.is_set() and self._silent_s > _LEAVE_S:
+                return True
             if time.monotonic() >= deadline:
                 return False
         return True
@@ -276,8 +278,7 @@ class Pipeline:
         """Let everything that was received come to its end, and end the threads."""
         camera, analysis, recorder = self._threads
         self.stop()
-        silent_s = time.monotonic() - self._asked_s if self._asked_s else 0.0
-        camera.join(max(_LEAVE_S - silent_s, 0.5))
+        camera.join(max(_LEAVE_S - self._silent_s, 0.5))
         if camera.is_alive():
             self.camera_left = True
             message = "the camera's driver does not return, and is left behind"
@@ -338,9 +339,15 @@ class Pipeline:
             self._alarm("disk_back", f"the disk answers again after at least {self._stalled_s:.1f} s")
             self._stalled_s = 0.0
 
+    @property
+    def _silent_s(self) -> float:
+        """For how long the camera's driver has not returned."""
+        since = self._asked_s
+        return time.monotonic() - since if since else 0.0
+
     def _watch_camera(self) -> None:
         """A driver returns from `read` in time, with a frame or without; one that does not is told of."""
-        silent_s = time.monotonic() - self._asked_s if self._asked_s else 0.0
+        silent_s = self._silent_s
         if silent_s >= self._stall_s and not self._silent:
             self._alarm("camera_hangs", f"the camera's driver has not returned for {silent_s:.1f} s")
         elif self._silent and silent_s < self._stall_s:
