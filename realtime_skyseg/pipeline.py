@@ -381,10 +381,10 @@ class Pipeline:
         frame.handed_ns = time.perf_counter_ns()
         frame.received_ns = time.time_ns()
         frame.index = self.counters.received
+        frame.number, frame.camera_ns = self._whole(frame.number, "number"), self._whole(frame.camera_ns, "time stamp")
         if frame.index == 0:
             self._first_ns, self._next_number = frame.handed_ns, frame.number
         self._last_ns = frame.handed_ns
-        frame.number, frame.camera_ns = self._whole(frame.number, "number"), self._whole(frame.camera_ns, "time stamp")
         lost = max(0, frame.number - self._next_number)
         frame.camera_lost = min(lost, 2**32 - 1)
         backwards = frame.number < self._next_number

@@ -250,6 +250,87 @@ def test_stop_ends_an_endless_camera(tmp_path: Path, segmenter: Segmenter) -> No
     assert pipeline.counters.imbalance() is None
 
 
+ODD_NUMBERS = [
+    # numbers a driver gives, what the file holds, kinds of events
+    ("back", lambda k: k if k < 4 else k - 4, [0, 1, 2, 3, 0, 1, 2, 3], ["camera_number"]),
+    ("the same", lambda k: 7, [7] * 8, ["camera_number"]),
+    ("none", lambda k: None, [-1] * 8, ["camera_number"] * 2),
+    ("too large", lambda k: 2**63 + k, [-1] * 8, ["camera_number"] * 2),
+    ("of numpy", lambda k: np.uint16(k), [0, 1, 2, 3, 4, 5, 6, 7], []),
+    ("a great leap", lambda k: k if k < 4 else k + 2**40, [0, 1, 2, 3, *(2**40 + k for k in range(4, 8))],
+     ["camera_lost"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kept", "kinds"), [row[1:] for row in ODD_NUMBERS], ids=[r[0] for r in ODD_NUMBERS]
+)
+def test_odd_frame_numbers_are_told_and_lose_nothing(
+    drive: Callable[..., tuple[Pipeline, Run]], numbers: Any, kept: list[int], kinds: list[str]
+) -> None:
+    pipeline, run = drive(ListCamera(frames(8, numbers=numbers), waits=True))
+    assert pipeline.fault == ""
+    assert run.table["written"].tolist() == [1] * 8
+    assert run.table["number"].tolist() == kept
+    assert [event["kind"] for event in run.events] == kinds
+
+
+def test_odd_time_stamps_fields_and_texts_are_told_and_lose_nothing(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    def odd() -> Iterator[Frame | Exception]:
+        yield Frame(image(0), 0, camera_ns=2**63 + 5, field_mT=np.float32(2.5))  # type: ignore[arg-type]
+        yield CameraNotice("camera_says", "a half \ud800 and an escape \x1b[31m")
+        yield Frame(image(1), 1, camera_ns=np.int64(7), field_mT="3")  # type: ignore[arg-type]
+
+    pipeline, run = drive(ListCamera(odd(), waits=True))
+    assert pipeline.fault == ""
+    assert run.table["camera_ns"].tolist() == [-1, 7]
+    np.testing.assert_array_equal(run.table["field_mT"], [2.5, np.nan])
+    assert run.events[1]["message"] == "a half ? and an escape ?[31m"
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), ValueError("a bug")], ids=repr)
+def test_whatever_a_driver_raises_is_the_runs_fault(
+    drive: Callable[..., tuple[Pipeline, Run]], raised: BaseException
+) -> None:
+    class Camera(ListCamera):
+        def read(self, timeout_s: float) -> Frame | None:
+            if frame := next(self._frames, None):
+                assert isinstance(frame, Frame)
+                return frame
+            raise raised
+
+    pipeline, run = drive(Camera(frames(5), waits=True))
+    assert pipeline.fault == f"the camera thread broke off: {raised!r}"
+    assert pipeline.counters.written == len(run.raw) == 5
+
+
+def test_a_camera_that_never_returns_is_told_of_and_left_behind(tmp_path: Path, segmenter: Segmenter) -> None:
+    gone_home = threading.Event()
+
+    class Camera(ListCamera):
+        def read(self, timeout_s: float) -> Frame | None:
+            frame = super().read(timeout_s)
+            if frame is not None and frame.number == 3:
+                gone_home.wait(60)
+            return frame
+
+    segmenter.open(SHAPE)
+    writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
+    pipeline = Pipeline(Camera(frames(10)), segmenter, writer, None, "every", 4, 64, stall_s=0.3)
+    pipeline.start()
+    assert not pipeline.wait(1.0)
+    pipeline.stop()
+    assert pipeline.wait(8)
+    pipeline.finish()
+    gone_home.set()
+    writer.close({}, 1)
+    assert pipeline.fault == "the camera's driver does not return, and is left behind"
+    with open_run(tmp_path / "run.h5") as run:
+        assert len(run.raw) == pipeline.counters.written == 3
+        assert [event["kind"] for event in run.events] == ["camera_hangs", "fault"]
+    pipeline._threads[0].join(5)
+
+
 # --- hand-over between threads ---
 
 
