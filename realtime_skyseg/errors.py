@@ -5,6 +5,7 @@
     │   └── MissingExtraError   2  a package that an optional extra installs is absent
     ├── CameraError             1  the camera broke off
     │   └── RecordingError      1  a recording is empty, truncated, or changes its frame size
+    │       └── RecordingUnusableError 2  not even its first frame can be read: nothing was recorded
     ├── FieldError              1  the supply of the magnet refuses, is gone, or reads back something else
     ├── FrameError              1  an image that cannot be segmented
     ├── ModelError              1  a model file is broken or of another kind
@@ -41,6 +42,12 @@ class CameraError(SkysegError):
 
 class RecordingError(CameraError):
     """A recording cannot be replayed (any further); the message names the file and the frame."""
+
+
+class RecordingUnusableError(RecordingError):
+    """Not even the first frame of a recording can be read; nothing was recorded."""
+
+    exit_status = 2
 
 
 class FieldError(SkysegError):

@@ -10,18 +10,19 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import scipy.fft
-import tifffile
 from numpy.polynomial.polynomial import polygrid2d, polyvander2d
 from numpy.typing import NDArray
 
 from realtime_skyseg.config import PrepareSettings
-from realtime_skyseg.errors import FrameError, RunFileError, SettingsError
+from realtime_skyseg.errors import FrameError, SettingsError, SkysegError
+from realtime_skyseg.recordings import kind_of, open_recording
 from realtime_skyseg.records import Background, Class, Image, Mask, Segmentation
 from realtime_skyseg.segmentation.model import Model
 from realtime_skyseg.storage import open_run
@@ -572,11 +573,10 @@ def reach(shape: tuple[int, ...]) -> int:
 def load_image(path: str, shape: tuple[int, int], key: str) -> FloatImage:
     """A background or flat field from a file, as (height, width) float32.
 
-    A TIFF or .npy file with several images counts by their mean; a run file by its last background, or where it has
-    none by the mean of its first frames.
+    A recording of several images counts by the mean of the first; a run file by its last background, where it has one.
 
     Args:
-        path: .tif, .npy, .png or another image, or a run file (.h5, .h5.partial).
+        path: an image, a run file, or any other recording.
         shape: that it must have.
         key: of the settings, for the message.
 
@@ -586,8 +586,9 @@ def load_image(path: str, shape: tuple[int, int], key: str) -> FloatImage:
     source = Path(path)
     try:
         pixels = _read(source)
-    except (OSError, ValueError, EOFError, RunFileError, tifffile.TiffFileError) as error:
+    except (OSError, SkysegError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason.removeprefix(f"{path}: frame 0 cannot be read: ").removeprefix("path: ")
         raise SettingsError(f"{key}: '{path}' cannot be read as an image: {reason}") from error
     if pixels.dtype.kind not in "iuf":
         raise SettingsError(f"{key}: '{path}' holds {pixels.dtype}; allowed: integers or floats")
@@ -605,25 +606,14 @@ def load_image(path: str, shape: tuple[int, int], key: str) -> FloatImage:
 
 
 def _read(path: Path) -> NDArray[np.generic]:
-    if path.suffix in (".h5", ".partial"):
+    if path.suffix in (".h5", ".partial") and kind_of(path) == "run":
         with open_run(path) as run:
             last = next(run.backgrounds(-1), None)
-            written = np.flatnonzero(run.table["written"])[:_MOST_PAGES]
-            return run.raw[written] if last is None else last.image
-    content = path.read_bytes()
-    if not content:
-        raise ValueError("the file is empty")
-    if path.suffix == ".npy":
-        loaded: NDArray[np.generic] = np.load(path, allow_pickle=False)
-        return loaded
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with tifffile.TiffFile(path) as file:
-            images = [series.asarray() for series in file.series[:_MOST_PAGES]]
-            return images[0] if len(images) == 1 else np.stack(images)
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None:
-        raise ValueError("its format is not known; allowed: .tif, .npy, .png or a run file")
-    return decoded
+            if last is not None:
+                return last.image
+    with open_recording(path) as recording:
+        images: list[NDArray[np.generic]] = [*islice(recording, _MOST_PAGES)]
+    return images[0] if len(images) == 1 else np.stack(images)
 
 
 def _overexposed(background: Background) -> list[tuple[str, str]]:

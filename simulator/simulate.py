@@ -37,9 +37,9 @@ from rich.progress import track
 from realtime_skyseg import config, yaml_text
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.recordings import LabelledRecording
 from realtime_skyseg.records import Class
 from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.readers import LabelledRecording
 from simulator.samples import (
     FilmSampleSettings,
     FilmSettings,

@@ -13,9 +13,10 @@ import yaml
 
 from realtime_skyseg import cli
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.recordings import open_recording
 from realtime_skyseg.records import Class
 from realtime_skyseg.training.labelled import read_labelled
-from simulator.readers import BUNDLED, open_recording
+from simulator.replay import BUNDLED
 from simulator.simulate import load_recording, simulate
 
 SWEEP = BUNDLED.with_suffix(".yaml")

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.errors import SettingsError, SkysegError
+from realtime_skyseg.recordings import decode_image, open_recording
 from realtime_skyseg.records import Class, Mask
 
 #: Label colours (red, green, blue), each channel on or off.
@@ -59,20 +60,21 @@ def read_label(path: Path, values: Mapping[int, Class] | None = None) -> Mask:
     Raises:
         SettingsError: the file is no picture or has a colour or value that stands for no class.
     """
-    picture: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise SettingsError(f"labels: {path} cannot be read as a picture")
+    try:
+        picture: Any = decode_image(path)
+    except (OSError, ValueError, cv2.error):
+        raise SettingsError(f"labels: {path} cannot be read as a picture") from None
     if picture.ndim == 2:
         return _mask_of_values(path, picture, values or {int(value): value for value in Class})
-    on = picture[..., :3] > np.iinfo(picture.dtype).max // 2  # OpenCV's order: blue, green, red
-    code = on[..., 2] * 4 + on[..., 1] * 2 + on[..., 0]
+    on = picture[..., :3] > np.iinfo(picture.dtype).max // 2
+    code = on[..., 0] * 4 + on[..., 1] * 2 + on[..., 2]
     lookup = np.full(8, 255, np.uint8)
     for (red, green, blue), value in COLOURS.items():
         lookup[red * 4 + green * 2 + blue] = value
     mask: Mask = lookup[code]
     if (mask == 255).any():
         y, x = np.argwhere(mask == 255)[0]
-        colour = tuple(int(v) for v in picture[y, x, 2::-1])
+        colour = tuple(int(v) for v in picture[y, x, :3])
         raise SettingsError(
             f"labels: {path} has the colour {colour} at column {x}, row {y}; allowed: red skyrmion, green defect, "
             "blue background, yellow outside, cyan edge"
@@ -125,9 +127,13 @@ def read_labelled(
             raise SettingsError(f"fold: {table} has no image of fold {sorted(wanted)}")
     pairs = []
     for name, source, fold in rows:
-        image: Any = cv2.imread(str(images / name), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
-        if image is None or image.dtype not in (np.uint8, np.uint16):
-            raise SettingsError(f"images: {images / name} cannot be read as a picture of 8 or 16 bit")
+        try:
+            with open_recording(images / name) as recording:
+                image: Any = recording.read(0)
+        except SkysegError as error:
+            raise SettingsError(f"images: {str(error).removeprefix('path: ')}") from error
+        if image.dtype not in (np.uint8, np.uint16):
+            raise SettingsError(f"images: {images / name} is {image.dtype}; allowed: a picture of 8 or 16 bit")
         label = _label_of(labels, name)
         mask = read_label(label, values)
         if image.shape != mask.shape:
