@@ -1,4 +1,6 @@
-"""Offline analysis by the code of live runs: recordings become run files, and run files get the results they lack."""
+"""Offline analysis by the code of live runs: recordings become run files, and run files get the results they lack, or
+are analysed again as a whole.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,15 +11,19 @@ import numpy as np
 
 from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import Config, validate
-from realtime_skyseg.errors import ModelError, RunFileError
+from realtime_skyseg.errors import ModelError, RunFileError, SettingsError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Preparation
-from realtime_skyseg.records import Event, Frame, Result, Skipped
+from realtime_skyseg.recordings import kind_of
+from realtime_skyseg.records import Event, Frame, Result, Segmentation, Skipped
+from realtime_skyseg.segmentation.scaling import shows_nothing
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.service import Service
 from realtime_skyseg.storage import Run, RunFiller, crc32, open_run
 
-#: Kinds of files that are looked into for a run; all else is a recording.
+#: What may differ where the results must not.
+_HARMLESS = ("analysis.engine", "analysis.threads")
+
 _RUN_SUFFIXES = (".h5", ".hdf5", ".nxs", ".partial")
 
 #: Frames that were analysed live and are analysed again first: their masks must come out bit-equal.
@@ -36,6 +42,7 @@ def analyse(
     settings: dict[str, Any] | None = None,
     accept_other: bool = False,
     progress: Progress | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Analyse a recording or a folder of images, or fill in what a run file lacks; gives a summary like that of a run.
 
@@ -45,20 +52,50 @@ def analyse(
         overrides: "key.subkey=value" texts that replace settings.
         settings: of the analysis of a recording; absent: those of `skyseg run` where nothing is said. A run file
             brings its own.
-        accept_other: fill in results even where they would not be equal to live ones: of a model, an engine or
-            settings other than the run's.
+        accept_other: fill in results even where they would not be equal to live ones, because of another engine,
+            device or version, or of a preparation that depends on frames which are not in the file.
         progress: called now and then.
+        again: analyse all frames of a run file, with its own settings as `overrides` change them.
 
     Raises:
         SettingsError: a path or a setting is wrong, or the new file exists.
         SkysegError: what else stops a run, or results would not be equal to those of the live run.
     """
-    if path.is_file() and path.suffix in _RUN_SUFFIXES:
+    path = path.expanduser()
+    if path.is_file() and path.suffix in _RUN_SUFFIXES and kind_of(path) == "run":
         with open_run(path) as run:
             if run.state == "unfinished":
                 raise RunFileError(f"run file '{path}' is not finished; allowed: first `skyseg recover {path}`")
-            return _fill(run, out / path.name, overrides, accept_other, progress)
+            if not run.table["written"].any():
+                raise RunFileError(f"run file '{path}' holds no frames; allowed: at least 1")
+            if not again:
+                return _fill(run, out / path.name, overrides, accept_other, progress)
+            settings = _settings_again(run)
+    elif again:
+        raise SettingsError(f"--again: '{path}' is no run file; allowed: run files, as all else is analysed for once")
+    elif (settings or {}).get("prepare", {}).get("background") == "take":
+        raise SettingsError(
+            "prepare.background: 'take' needs somebody who takes it; allowed: a file, rolling_median, or none"
+        )
     return _record(path, out, overrides, settings or {}, progress)
+
+
+def _settings_again(run: Run) -> dict[str, Any]:
+    """The run's own settings, with its last background in place of one that was taken."""
+    tree = {name: dict(run.config.get(name) or {}) for name in ("prepare", "analysis", "measure")}
+    told = {key: value for key, value in (run.config.get("record") or {}).items() if key in ("sample", "operator")}
+    title = run.provenance["title"]
+    if tree["prepare"].get("background") == "take":
+        taken = sum(1 for _ in run.backgrounds())
+        if taken > 1:
+            raise SettingsError(
+                f"--again: run file '{run.path}' has {taken} backgrounds, and one is needed for all its frames; "
+                "allowed: --set prepare.background=FILE"
+            )
+        tree["prepare"]["background"] = str(run.path) if taken else "none"
+    if not tree["prepare"]:
+        tree.pop("prepare")
+    return {**tree, "record": {**told, "title": f"{title}, analysed again from {run.path.name}"}}
 
 
 def _record(
@@ -97,13 +134,19 @@ def _fill(
 ) -> dict[str, Any]:
     table = run.table
     recorded, live = table["written"] == 1, table["skipped"] == Skipped.NOT_SKIPPED
+    for override in overrides:
+        if override.partition("=")[0].strip() not in _HARMLESS and not override.startswith("analysis.model="):
+            raise SettingsError(
+                f"--set {override}: only what run file '{run.path}' lacks is analysed, with its own settings; "
+                "allowed: with --again, which analyses all its frames"
+            )
     config = _settings_of(run, overrides)
     segmenter = Segmenter.of(config.analysis, config.measure)
     told = run.provenance["weights_sha256"]
-    if segmenter.model.sha256 != told and not accept_other:
+    if segmenter.model.sha256 != told:
         raise ModelError(
             f"analysis.model: '{config.analysis.model}' has the SHA-256 {segmenter.model.sha256[:16]}..., but the run "
-            f"was analysed with {told[:16]}...; allowed: the run's own model, or --accept-other"
+            f"was analysed with {told[:16]}...; allowed: the run's own model, or --again for all frames"
         )
     if config.prepare and not accept_other and (live & ~recorded).any():
         raise RunFileError(
@@ -161,7 +204,9 @@ class _Analysis:
             return None
         image = self._run.raw[index]
         result = Result(Frame(image, number=-1, index=index), _NOTHING, source_crc32=crc32(image))
-        if self._preparation:
+        if shows_nothing(image):
+            result.segmentation = Segmentation.of_nothing(image.shape)
+        elif self._preparation:
             ready = self._preparation(image, index, keep=live)
             if not wanted:
                 return None
@@ -177,6 +222,8 @@ def _compare(run: Run, live: np.ndarray, segmenter: Segmenter, config: Config) -
     """Analyse frames again that were analysed live: their masks must come out bit-equal. Says what was compared."""
     analysis = _Analysis(run, segmenter, config)
     places = np.flatnonzero(live)
+    if not len(places):
+        return "there was no live result to compare with"
     # What a prepared frame becomes depends on those before, so that only the first are cheap to have again.
     probes = set(places[:_PROBES] if config.prepare else places[np.linspace(0, len(places) - 1, _PROBES).astype(int)])
     for index in range(max(probes, default=-1) + 1):

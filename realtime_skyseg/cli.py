@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="look into a run file")
     command.add_argument("file", type=Path)
     command.add_argument("--plot", type=Path, metavar="PNG", help="draw the run")
+    command.add_argument("--frame", type=int, metavar="N", help="with --plot: this frame; else that of most objects")
     command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
     command.set_defaults(command=_info)
 
@@ -153,6 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--engine", choices=_ENGINES, help="default: as the model's")
     command.add_argument(
         "--accept-other", action="store_true", help="fill in results that may differ from those of the live run"
+    )
+    command.add_argument(
+        "--again",
+        action="store_true",
+        help="all frames of a run file, with its settings as changed here",
     )
     command.add_argument("--json", action="store_true", help="print a summary as one JSON object per input, last")
     command.set_defaults(command=_analyse)
@@ -474,7 +481,7 @@ def _info(options: argparse.Namespace) -> int:
         if options.plot:
             from realtime_skyseg.plots import plot_run
 
-            plot_run(run, options.plot)
+            plot_run(run, options.plot, options.frame)
             print(f"picture: {options.plot}")
         if options.check:
             problems = [(index, problem) for index in range(run.n_frames) if (problem := run.problem(index))]
@@ -502,7 +509,7 @@ def _analyse(options: argparse.Namespace) -> int:
                 bar.add_task(path.name, total=None)
                 summary = analyse(
                     path, options.out, [*chosen, *options.set], settings, options.accept_other,
-                    lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                    lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total), options.again,
                 )  # fmt: skip
         except SkysegError as error:
             _failed(str(error), error.exit_status)
@@ -588,18 +595,30 @@ def _table(options: argparse.Namespace) -> int:
             rows = experiment["steps"]
         else:
             rows = run.objects() if options.objects else run.table
+            names = None if options.objects or options.steps else run.frame_names
     try:
         with options.out.open("w", newline="") if options.out else nullcontext(sys.stdout) as out:
             lines = csv.writer(out)
             whole = options.objects or options.steps
-            lines.writerow(rows.dtype.names if whole else ["frame", *rows.dtype.names])
-            plain = ([cell.decode() if isinstance(cell, bytes) else cell for cell in row] for row in rows.tolist())
-            lines.writerows(plain if whole else ([k, *row] for k, row in enumerate(plain)))
+            lines.writerow(rows.dtype.names if whole else ["frame", *rows.dtype.names, *(["name"] if names else [])])
+            plain = ([_cell(cell) for cell in row] for row in rows.tolist())
+            lines.writerows(
+                plain if whole else ([k, *row, *([names[k]] if names else [])] for k, row in enumerate(plain))
+            )
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise SettingsError(f"--out: '{options.out}' cannot be written: {error.strerror}") from error
     return 0
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a table as spreadsheets take it: texts as texts, nothing for NaN, whole numbers without a point."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float):
+        return "" if math.isnan(value) else int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value
 
 
 def _models(_: argparse.Namespace) -> int:

@@ -21,8 +21,19 @@ import numpy as np
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice
 from realtime_skyseg.errors import CameraError, DiskFullError, SettingsError, SkysegError
 from realtime_skyseg.preparation import Preparation, Prepared
-from realtime_skyseg.records import Background, Counters, Event, Frame, Result, Skipped, TableRow, printable
+from realtime_skyseg.records import (
+    Background,
+    Counters,
+    Event,
+    Frame,
+    Result,
+    Segmentation,
+    Skipped,
+    TableRow,
+    printable,
+)
 from realtime_skyseg.scheduling import patient_threads
+from realtime_skyseg.segmentation.scaling import shows_nothing
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter, crc32
 from realtime_skyseg.streaming import Publisher
@@ -213,6 +224,7 @@ class Pipeline:
         self._queue_alarm = 0.0  # fill that the last alarm was about
         self._newest_crc32: int | None = None  # of the image that was analysed last
         self._same_images = 0  # in a row, that were analysed and are the very image before
+        self._blank = 0  # in a row, that show nothing
         self._stop = threading.Event()
         self._over = threading.Event()
         self._faults: list[str] = []
@@ -482,7 +494,7 @@ class Pipeline:
             self.last = result
             result.source_crc32 = crc32(frame.image)
             self._to_file(result)
-            if on_result := self.on_result:
+            if (on_result := self.on_result) and result.segmentation.count is not None:
                 on_result(result)
             self._notice_frozen(result.source_crc32, frame.index)
         self._notice_frozen(None, self.counters.received)
@@ -501,17 +513,31 @@ class Pipeline:
             self.event("camera_frozen_end", message, index if source_crc32 is not None else -1)
         self._newest_crc32, self._same_images = source_crc32, 0
 
+    def _notice_nothing(self, nothing: bool, index: int) -> None:
+        """Note when frames begin and cease to show nothing."""
+        if nothing and not self._blank:
+            self._alarm("frame_blank", f"frame {index} is the same everywhere, or holds no numbers: it has no count")
+        elif self._blank and not nothing:
+            self.event("frame_blank_end", f"{self._blank} frames before frame {index} had no count", index)
+        self._blank = self._blank + 1 if nothing else 0
+
     def _analyse_frame(self, frame: Frame) -> Result:
         clock = time.perf_counter_ns
         begun = clock()
-        ready = self._prepare(frame)
-        self._segmenter.prepare(frame.image if ready is None else ready.image)
-        prepared = clock()
-        mask = self._segmenter.segment()
-        segmented = clock()
-        segmentation = self._segmenter.measure(mask)
-        if self._preparation:
-            segmentation = self._preparation.place(segmentation)
+        nothing = shows_nothing(frame.image)
+        self._notice_nothing(nothing, frame.index)
+        ready = None if nothing else self._prepare(frame)
+        if nothing:
+            prepared = segmented = clock()
+            segmentation = Segmentation.of_nothing(frame.image.shape)
+        else:
+            self._segmenter.prepare(frame.image if ready is None else ready.image)
+            prepared = clock()
+            mask = self._segmenter.segment()
+            segmented = clock()
+            segmentation = self._segmenter.measure(mask)
+            if self._preparation:
+                segmentation = self._preparation.place(segmentation)
         measured = clock()
         result = Result(frame, segmentation, segmented_ns=time.time_ns())
         if ready is not None:

@@ -1,11 +1,14 @@
 """Pictures of runs and masks."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from realtime_skyseg.config import Config
@@ -35,32 +38,87 @@ def overlay(image: Image, mask: Mask) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def plot_run(run: Run, path: Path) -> None:
+def plot_run(run: Run, path: Path, frame: int | None = None) -> None:
     """Write a picture of a run: an analysed frame with its outlines, and the count over time and field.
+
+    Args:
+        run: open.
+        path: the picture.
+        frame: index of the frame; None: the one with the most objects.
 
     Raises:
         RunFileError: no frame of the run was analysed.
-        SettingsError: the picture cannot be written.
+        SettingsError: the picture cannot be written, or the frame is not there.
     """
     table = run.table
-    analysed = np.flatnonzero(table["skipped"] == Skipped.NOT_SKIPPED)
+    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1))
     if not len(analysed):
         raise RunFileError(f"run file '{run.path}' has no analysed frame to draw")
-    shown = int(analysed[len(analysed) // 3])
+    if frame is not None and frame not in analysed:
+        raise SettingsError(
+            f"--frame: {frame} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
+        )
+    objects = np.nan_to_num(table["count"][analysed] + table["stripes"][analysed])
+    shown = int(analysed[np.argmax(objects)]) if frame is None else frame
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-    left.imshow(overlay(run.raw[shown], run.mask[shown]), interpolation="nearest")
-    left.set_title(f"frame {shown}: {table['count'][shown]} skyrmions, {table['stripes'][shown]} stripes")
-    left.set_axis_off()
-    right.plot(table["time_s"][analysed], table["count"][analysed], ".-", color="tab:red", label="skyrmions")
-    right.plot(table["time_s"][analysed], table["stripes"][analysed], ".-", color="tab:gray", label="stripes")
-    right.set(xlabel="time (s)", ylabel="objects in the frame", ylim=(0, None))
+    _draw_frame(left, run, shown, table)
+    known = np.isfinite(table["time_s"][analysed]).all()
+    places = table["time_s"] if known else np.arange(len(table))
+    for name, colour, what in (("count", "tab:red", "skyrmions"), ("stripes", "tab:gray", "stripes")):
+        right.plot(places[analysed], table[name][analysed], ".-", color=colour, label=what)
+    right.axvline(places[shown], color="tab:green", linewidth=0.8, alpha=0.6, zorder=0)
+    right.set(xlabel="time (s)" if known else "frame", ylabel="objects in the frame", ylim=(0, None))
     if np.isfinite(table["field_mT"]).any():
         field = right.twinx()
-        field.plot(table["time_s"], table["field_mT"], color="tab:blue", linewidth=1)
+        field.plot(places, table["field_mT"], color="tab:blue", linewidth=1)
         field.set_ylabel("field (mT)", color="tab:blue")
     right.legend(loc="center left")
     _save(figure, path)
+
+
+def _draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> None:
+    """A frame as it was analysed, with the outlines of its mask, a scale bar, and what is known of it."""
+    image = np.asarray(run.raw[shown], np.float32)
+    below = [background for background in run.backgrounds() if background.first_frame <= shown]
+    if below:
+        image -= below[-1].image
+    finite = image[np.isfinite(image)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="antialiased")
+    mask = run.mask[shown]
+    for value, colour in _COLOURS.items():
+        inside = np.pad(mask == value, 1)  # so that outlines close at the border
+        if inside.any():
+            place = [np.arange(-1, side + 1) for side in mask.shape]
+            axis.contour(place[1], place[0], inside, [0.5], colors=[np.divide(colour, 255)], linewidths=0.8)
+    axis.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+    row = table[shown]
+    names = run.frame_names
+    told = [f"frame {shown}" if names is None else f"frame {shown} ({names[shown][:40]})"]
+    told += [f"{row['time_s']:.2f} s"] if np.isfinite(row["time_s"]) else []
+    told += [f"{row['field_mT']:.3g} mT"] if np.isfinite(row["field_mT"]) else []
+    told += ["minus its background"] if below else []
+    counted = (
+        f"{row['count']:.0f} skyrmions, {row['stripes']:.0f} stripes" if np.isfinite(row["count"]) else "shows nothing"
+    )
+    axis.set_title(f"{', '.join(told)}\n{counted}", fontsize=10)
+    axis.set_axis_off()
+    _scale_bar(axis, mask.shape[1], run.pixel_size_um)
+
+
+def _scale_bar(axis: Axes, width_px: int, pixel_size_um: float | None) -> None:
+    """A bar of a round length, about a fifth of the picture."""
+    size, unit = (1.0, "px") if pixel_size_um is None else (pixel_size_um, "µm")
+    rough = 0.2 * width_px * size
+    power = 10.0 ** math.floor(math.log10(rough))
+    length = max(step * power for step in (1, 2, 5) if step * power <= rough)
+    bar = AnchoredSizeBar(
+        axis.transData, length / size, f"{length:g} {unit}", "lower right", size_vertical=1, fill_bar=True,
+        borderpad=0.4, frameon=True,
+    )  # fmt: skip
+    bar.patch.set(alpha=0.6, linewidth=0)
+    axis.add_artist(bar)
 
 
 def plot_programme(config: Config, rate_hz: float | None, path: Path) -> None:

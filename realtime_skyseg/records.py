@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: An image as a camera gives it: (height, width), uint8, uint16 or float32, native byte order.
+#: An image as a camera gives it: (height, width), integers or floats, native byte order. Most are uint8, uint16 or
+#: float32, which the network takes as they are.
 Image = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 
 #: Class per pixel: (height, width), uint8, values of `Class`.
@@ -93,11 +94,16 @@ class Frame:
 class Segmentation:
     """What is found in one image."""
 
-    mask: Mask
+    mask: Mask  # `NOT_ANALYSED` everywhere where nothing can be told
     objects: Objects
-    count: int  # skyrmions: objects of kind SKYRMION
-    stripes: int  # objects of kind STRIPE
-    area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE)
+    count: int | None  # skyrmions: objects of kind SKYRMION; None: the image shows nothing, so that nothing can be told
+    stripes: int | None  # objects of kind STRIPE; None as above
+    area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE); NaN as above
+
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int]) -> "Segmentation":
+        """What can be told of an image that is the same everywhere, or holds no numbers: nothing."""
+        return cls(np.full(shape, NOT_ANALYSED, np.uint8), np.empty(0, OBJECT_DTYPE), None, None, float("nan"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettin
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Class, Image, Mask, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
-from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored
+from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
 
 class Segmenter:
@@ -96,9 +96,14 @@ class Segmenter:
         Args:
             image: (height, width) of 16 px or more, integers or floats; dark or bright skyrmions.
 
+        Returns:
+            the mask, the objects and their numbers; `None` for the numbers of an image that is the same everywhere.
+
         Raises:
             FrameError: another shape or kind of numbers.
         """
+        if shows_nothing(as_image(image)):
+            return Segmentation.of_nothing((image.shape[0], image.shape[1]))
         self.prepare(image)
         return self.measure(self.segment())
 

@@ -507,6 +507,8 @@ class Service:
             sample=record.sample,
             operator=record.operator,
             clock=camera.clock,
+            timing="hand-over" if not camera.waits else "unknown" if camera.clock == "none" else "recording",
+            frame_names=getattr(camera, "names", None),
             camera=camera.description,
             pixel_size_um=self.config.measure.pixel_size_um,
             supply=self.field.description if self.field else {},

@@ -214,10 +214,16 @@ def show_run(console: Console, run: Run) -> None:
     table.add_row("written", str(int(rows["written"].sum())))
     table.add_row("analysed", str(len(analysed)))
     if len(analysed):
-        counts = analysed["count"]
-        table.add_row("skyrmions per frame", f"{counts.min()} to {counts.max()}, mean {counts.mean():.1f}")
-    if n > 1:
-        table.add_row("duration", f"{rows['time_s'][-1] - rows['time_s'][0]:.2f} s")
+        counts = analysed["count"][np.isfinite(analysed["count"])]
+        if len(counts) < len(analysed):
+            table.add_row("frames that show nothing", str(len(analysed) - len(counts)))
+        if len(counts):
+            table.add_row("skyrmions per frame", f"{counts.min():.0f} to {counts.max():.0f}, mean {counts.mean():.1f}")
+    times = rows["time_s"][np.isfinite(rows["time_s"])]
+    if len(times) > 1:
+        table.add_row("duration", f"{times[-1] - times[0]:.2f} s")
+    elif n > 1:
+        table.add_row("duration", "unknown: the images have no times")
     for name, value in run.provenance.items():
         if value and name not in ("versions", "python"):
             table.add_row(name.replace("_", " "), value)
@@ -304,13 +310,18 @@ def _state(pipeline: Pipeline) -> list[tuple[str, str]]:
         ("rate", f"{pipeline.rate_hz:.1f}/s"),
     ]
     if last:
-        rows.append(("skyrmions", str(last.segmentation.count)))
-        rows.append(("stripes", str(last.segmentation.stripes)))
+        rows.append(("skyrmions", _known(last.segmentation.count)))
+        rows.append(("stripes", _known(last.segmentation.stripes)))
         if math.isfinite(last.frame.field_mT):
             rows.append(("field", f"{last.frame.field_mT:.3f} mT"))
         total = pipeline.latency["total"].percentiles_ms()
         rows.append(("latency", f"p50 {total['p50']} ms, p99 {total['p99']} ms"))
     return rows
+
+
+def _known(value: int | None) -> str:
+    """A number, or a dash where the frame shows nothing."""
+    return "-" if value is None else str(value)
 
 
 def _state_table(state: list[tuple[str, str]]) -> Table:
@@ -343,9 +354,10 @@ def _line(message: Message, subscriber: Subscriber) -> str:
         case ImageMessage():
             age_ms = (time.time_ns() - message.received_ns) / 1e6
             field = "" if message.field_mT is None else f"  field {message.field_mT:.3f} mT"
+            area = "-" if message.area_fraction is None else f"{message.area_fraction:.3f}"
             return (
-                f"frame {message.frame}  skyrmions {message.count}  stripes {message.stripes}"
-                f"  area {message.area_fraction:.3f}{field}  age {age_ms:.0f} ms  lost {subscriber.lost}"
+                f"frame {message.frame}  skyrmions {_known(message.count)}  stripes {_known(message.stripes)}"
+                f"  area {area}{field}  age {age_ms:.0f} ms  lost {subscriber.lost}"
             )
         case EventMessage():
             return f"event {message.kind}: {message.message}"

@@ -1,5 +1,6 @@
 """Offline analysis: the same code as live, the same bits."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import settings
+from test_replay import write_video
 from test_service import noisy_discs
 
 import realtime_skyseg as sky
@@ -121,15 +123,76 @@ def test_frames_that_failed_or_were_left_by_a_kill_are_filled_in(tmp_path: Path,
     assert_equal(Path(live.run_file), Path(summary["run_file"]))
 
 
-def test_another_model_is_refused_unless_asked_for(tmp_path: Path, images: Path) -> None:
+def test_another_model_is_refused(tmp_path: Path, images: Path) -> None:
     live = sky.Service(settings(tmp_path, {"path": str(images)})).run()
     lacking = forget_results(Path(live.run_file), tmp_path / "lacking.h5", [5])
     assert main(["threshold", str(tmp_path / "other.safetensors")]) == 0
     other = [f"analysis.model={tmp_path / 'other.safetensors'}"]
-    with pytest.raises(ModelError, match=r"has the SHA-256 .* allowed: the run's own model, or --accept-other"):
+    with pytest.raises(ModelError, match=r"has the SHA-256 .* allowed: the run's own model, or --again for all frames"):
         analyse(lacking, tmp_path / "out", other)
     assert not (tmp_path / "out").exists()
-    assert analyse(lacking, tmp_path / "out", other, accept_other=True)["analysed_afterwards"] == 1
+    summary = analyse(lacking, tmp_path / "out", other, again=True)
+    with sky.open_run(summary["run_file"]) as run:
+        assert run.provenance["model"] != "compact"
+        assert np.isfinite(run.table["count"]).all()
+
+
+def test_a_run_is_analysed_again_with_other_settings_as_a_whole(tmp_path: Path, images: Path) -> None:
+    live = sky.Service(settings(tmp_path, {"path": str(images), "rate_hz": 20}, record={"sample": "S7"})).run()
+    lacking = forget_results(Path(live.run_file), tmp_path / "lacking.h5", [5])
+    for override in ("measure.min_area_px=100000", "camera.rate_hz=16", "prepare.smooth_px=2"):
+        with pytest.raises(SettingsError, match=rf"--set {override}: .* allowed: with --again"):
+            analyse(lacking, tmp_path / "out", [override])
+    summary = analyse(lacking, tmp_path / "out", ["measure.min_area_px=100000"], again=True)
+    with sky.open_run(summary["run_file"]) as run, sky.open_run(live.run_file) as first:
+        assert run.table["count"].tolist() == [0] * N
+        assert run.config["measure"]["min_area_px"] == 100000
+        assert run.provenance["title"].endswith("analysed again from lacking.h5")
+        assert run.config["record"]["sample"] == "S7"
+        assert run.frame_names == first.frame_names == [f"{index}.png" for index in range(N)]
+        np.testing.assert_allclose(run.table["time_s"], np.arange(N) / 20)
+    with pytest.raises(SettingsError, match=r"--again: .* is no run file"):
+        analyse(images, tmp_path / "other", again=True)
+
+
+def test_the_time_is_that_of_the_recording(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A video of 16 Hz is analysed faster or slower than that; images whose names tell a field have no time."""
+    frames = np.stack([noisy_discs(index) for index in range(N)])
+    write_video(own_folder / "video.avi", frames, "FFV1", rate_hz=16.0)
+    (own_folder / "sweep").mkdir()
+    for index, frame in enumerate(frames):
+        cv2.imwrite(str(own_folder / "sweep" / f"B={index / 2 - 3:.1f}mT.png"), frame)
+    assert main(["analyse", "video.avi", "sweep", "--out", "out"]) == 0
+    with sky.open_run("out/video.h5") as run:
+        np.testing.assert_allclose(run.table["time_s"], np.arange(N) / 16)
+    with sky.open_run("out/sweep.h5") as run:
+        assert run.frame_names == [f"B={index / 2 - 3:.1f}mT.png" for index in range(N)]
+        assert np.isnan(run.table["time_s"]).all()
+    capsys.readouterr()
+    assert main(["table", "out/sweep.h5", "--out", "sweep.csv"]) == 0
+    rows = list(csv.DictReader(Path("sweep.csv").read_text().splitlines()))
+    assert [rows[0]["name"], rows[-1]["name"]] == ["B=-3.0mT.png", "B=2.5mT.png"]
+    assert rows[0]["time_s"] == ""
+    assert rows[0]["count"].isdigit()
+    for name in ("video", "sweep"):
+        assert main(["info", f"out/{name}.h5", "--plot", f"{name}.png", "--frame", "3"]) == 0
+        assert cv2.imread(f"{name}.png") is not None
+    assert main(["info", "out/video.h5", "--plot", "x.png", "--frame", "99"]) == 2
+    assert "--frame: 99 was not analysed" in capsys.readouterr().err
+
+
+def test_a_run_without_frames_is_one_sentence(tmp_path: Path, images: Path) -> None:
+    live = sky.Service(settings(tmp_path, {"path": str(images)})).run()
+    with h5py.File(live.run_file, "r+") as file:
+        file["entry/frames/written"][:] = 0
+    for again in (False, True):
+        with pytest.raises(RunFileError, match="holds no frames"):
+            analyse(Path(live.run_file), tmp_path / "out", again=again)
+
+
+def test_nobody_takes_a_background_offline(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(SettingsError, match=r"prepare\.background: 'take' needs somebody who takes it"):
+        analyse(images, tmp_path / "out", settings={"prepare": {"background": "take"}})
 
 
 def test_results_that_would_differ_are_refused(tmp_path: Path, images: Path) -> None:

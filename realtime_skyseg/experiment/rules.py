@@ -58,6 +58,8 @@ class Seen:
 
 def seen(frame: int, time_s: float, field_mT: float, found: Segmentation, domain: float | None = None) -> Seen:
     """What rules see of a segmentation; as exact as the run file keeps it."""
+    assert found.count is not None
+    assert found.stripes is not None
     return Seen(
         frame, time_s, field_mT, found.count, found.stripes, float(np.float32(found.area_fraction)), found.objects,
         domain,

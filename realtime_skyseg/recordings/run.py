@@ -35,6 +35,8 @@ class RunRecording(Recording):
             stamps = table["received_ns"].astype(np.int64)
         self.stamps_ns = stamps
         self.fields_mT = table["field_mT"].astype(np.float64)
+        names = self._run.frame_names
+        self.names = None if names is None else [names[row] for row in self._rows]
         steps = np.diff(stamps)
         period = float(np.median(steps)) if steps.size else 0.0
         self.rate_hz = 1e9 / period if period > 0 else None

@@ -155,6 +155,15 @@ def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "perce
         out[:, width:] = out[:, _mirrored(width, right)]
 
 
+def shows_nothing(image: NDArray[Any]) -> bool:
+    """Whether an image is the same everywhere, or holds no finite number: nothing can be told from it."""
+    few = image[:: max(1, image.shape[0] // 8), :: max(1, image.shape[1] // 8)]
+    if few.min() < few.max():  # not so where there is a NaN
+        return False
+    held = image[np.isfinite(image)] if image.dtype.kind == "f" else image
+    return held.size == 0 or bool(held.min() == held.max())
+
+
 def as_image(pixels: NDArray[Any]) -> Image:
     """Turn what notebooks and files hold into an image: float64, float16, other integers and byte orders.
 

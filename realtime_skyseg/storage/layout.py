@@ -1,7 +1,7 @@
 """Where things stand in a run file; the one place that both writer and reader take it from.
 
 /entry                  NXentry      title, start_time, end_time, run_id, exit_status
-  /instrument/detector  NXdetector   data: every raw frame (frame, row, column)
+  /instrument/detector  NXdetector   data: every raw frame (frame, row, column); frame_names: of a recording's images
   /segmentation         NXprocess    mask: class per pixel (frame, row, column), 255 where not analysed;
                                      model, weights_sha256, engine, device, precision, agreement
   /preparation          NXprocess    background: each reference image that was subtracted (number, row, column);
@@ -16,7 +16,7 @@
   /configuration        NXnote       the full settings as YAML
   /provenance           NXcollection versions, git commit, host, clocks, camera
   /summary              NXnote       counters and latencies as JSON, written at the end
-  /data                 NXdata       default plot: raw frames and masks over time
+  /data, /masks         NXdata       default plot: raw frames over time (over their numbers where they have none); masks
 """
 
 from typing import Any
@@ -30,6 +30,7 @@ LAYOUT_VERSION = "skyseg-run-1"
 
 RAW = "entry/instrument/detector/data"
 MASK = "entry/segmentation/mask"
+FRAME_NAMES = "entry/instrument/detector/frame_names"
 PREPARATION = "entry/preparation"
 FRAMES = "entry/frames"
 OBJECTS = "entry/objects"
@@ -50,7 +51,12 @@ FRAME_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
     "received_ns": ("i8", 0, "ns", "hand-over by the camera, Unix time"),
     "written_ns": ("i8", 0, "ns", "raw frame handed to HDF5, Unix time"),
     "write_ns": ("i8", 0, "ns", "how long HDF5 took to write the compressed raw frame"),
-    "time_s": ("f8", np.nan, "s", "time since the start of the run (hand-over by the camera)"),
+    "time_s": (
+        "f8",
+        np.nan,
+        "s",
+        "since the start of the run (hand-over by a camera) or the first frame of a recording; NaN: unknown",
+    ),
     "field_mT": ("f8", np.nan, "mT", "applied field, where known"),
     "field_age_ns": (
         "f8",
@@ -65,8 +71,8 @@ FRAME_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
 #: Known when a frame was analysed, or will not be.
 RESULT_COLUMNS: dict[str, tuple[Any, float, str, str]] = {
     "skipped": (SKIPPED_DTYPE, Skipped.PENDING, "", "why the frame was not analysed; 0: it was"),
-    "count": ("i4", -1, "", "skyrmions; -1: not analysed"),
-    "stripes": ("i4", -1, "", "stripes; -1: not analysed"),
+    "count": ("f8", np.nan, "", "skyrmions; NaN: not analysed, or the frame shows nothing"),
+    "stripes": ("f8", np.nan, "", "stripes; NaN as for count"),
     "area_fraction": ("f4", np.nan, "", "share of the sample's pixels of class skyrmion"),
     "segmented_ns": ("i8", 0, "ns", "measurement ready, Unix time"),
     "published_ns": ("i8", 0, "ns", "handed to the stream, Unix time; 0: not published"),
@@ -90,6 +96,40 @@ LATER_COLUMNS = (
 
 ROW_DTYPE = np.dtype([("frame", "<u8"), *((name, OBJECT_DTYPE[name]) for name in OBJECT_DTYPE.names or ())])
 EVENT_DTYPE = np.dtype([("time_ns", "<i8"), ("frame", "<i8"), ("kind", "S32"), ("message", "S1000")])
+
+#: Units and meaning of the columns of the two tables; what is not named has no unit.
+TABLE_UNITS: dict[str, dict[str, str]] = {
+    "objects": {
+        **dict.fromkeys(("x", "y", "left", "top", "width", "height", "diameter"), "px"),
+        "area": "px^2",
+    },
+    "events": {"time_ns": "ns"},
+}
+MEANING: dict[str, dict[str, str]] = {
+    "objects": {
+        "frame": "index of the frame",
+        "x": "centroid, along columns; the centre of the first pixel is (0, 0)",
+        "y": "centroid, along rows, downwards",
+        "area": "pixels of the object",
+        "left": "first column of the bounding box",
+        "top": "first row of the bounding box",
+        "width": "of the bounding box",
+        "height": "of the bounding box",
+        "diameter": "of the disc of equal area",
+        "elongation": "major axis / minor axis of the ellipse of equal second moments",
+        "kind": "0: skyrmion, 1: stripe",
+        "border": "1 where the object touches the border of the image",
+    },
+    "events": {
+        "time_ns": "Unix time",
+        "frame": "index of the frame it belongs to; -1: none",
+        "kind": "for example camera_lost, fault, stopped",
+        "message": "one sentence, UTF-8",
+    },
+}
+
+#: Units of what a camera says of itself, by the end of its name.
+UNITS = {"hz": "Hz"} | {unit: unit for unit in ("ms", "us", "ns", "s", "mT", "um", "px", "V", "A")}
 
 #: Of an experiment: one row per step of its programme. name: (dtype, unit, meaning)
 STEP_COLUMNS: dict[str, tuple[str, str, str]] = {

@@ -63,7 +63,7 @@ class Run:
         table = np.empty(n, [(name, np.dtype(kind)) for name, (kind, _, _, _) in kinds.items()])
         for name, (_, fill, _, _) in kinds.items():
             values = self._columns[name][:n] if name in self._columns else []
-            table[name][: len(values)] = values
+            table[name][: len(values)] = _count(values) if name in ("count", "stripes") else values
             table[name][len(values) :] = fill
         return table
 
@@ -76,7 +76,7 @@ class Run:
         # Rows stand in the order of their frames, and a frame has as many as it has skyrmions and stripes.
         n_rows = np.zeros(min(frame + 1, len(self._columns["count"])), np.int64)
         for name in ("count", "stripes"):
-            n_rows += np.maximum(self._columns[name][: frame + 1], 0)
+            n_rows += np.maximum(np.nan_to_num(self._columns[name][: frame + 1]), 0).astype(np.int64)
         of_frame: Objects = rows[int(n_rows[:frame].sum()) : int(n_rows.sum())]
         return of_frame
 
@@ -112,6 +112,22 @@ class Run:
             if row.get("objects_crc32", -1) not in (-1, zlib.crc32(self.objects(frame).tobytes())):
                 return "its objects are not those that were written"
         return ""
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Side of a pixel at the sample, where the settings said."""
+        stored = self._file.get("entry/instrument/detector/x_pixel_size")
+        return None if stored is None else float(stored[()])
+
+    @property
+    def frame_names(self) -> list[str] | None:
+        """Names of the images of a recording, one per frame; None where they have none."""
+        stored = self._file.get(layout.FRAME_NAMES)
+        if stored is None or not len(stored):
+            return None
+        names = [name.decode(errors="replace") for name in stored[()]]
+        numbers = self._columns["number"][: self.n_frames]
+        return [names[number % len(names)] if number >= 0 else "" for number in numbers]
 
     @property
     def experiment(self) -> dict[str, Any] | None:
@@ -207,6 +223,12 @@ class Run:
     def _text(self, path: str) -> str:
         value = self._file[path][()]
         return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+
+def _count(values: Any) -> np.ndarray:
+    """Counts, NaN where there is none: the first files of version 0.1 have -1."""
+    counts = np.asarray(values, np.float64)
+    return np.where(counts < 0, np.nan, counts)
 
 
 def row_check(row: Mapping[str, Any], column: h5py.Dataset) -> int:

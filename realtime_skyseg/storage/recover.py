@@ -250,7 +250,7 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
                 good_result[index]
                 and _value(row, "objects_crc32") in (-1, zlib.crc32(own.tobytes()))
                 and (-1 in pair or pair[0] == pair[1])
-                and len(own) == max(0, row["count"][0]) + max(0, row["stripes"][0])
+                and len(own) == np.maximum(np.nan_to_num([row["count"][0], row["stripes"][0]]), 0).sum()
             ):
                 rescue.lost_results.append(index)
                 _clear(row, layout.RESULT_COLUMNS)

@@ -13,14 +13,14 @@ import warnings
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import h5py
 import hdf5plugin
@@ -70,6 +70,9 @@ class Provenance:
     sample: str = ""
     operator: str = ""
     clock: str = ""
+    #: What `time_s` counts from: a camera's frames are timed as they come, a recording's as they were recorded.
+    timing: Literal["hand-over", "recording", "unknown"] = "hand-over"
+    frame_names: Sequence[str] | None = None  # of the frames of a recording, by their numbers; it may begin again
     camera: dict[str, str | int | float | bool] = field(default_factory=dict)
     pixel_size_um: float | None = None
     supply: dict[str, str | int | float | bool] = field(default_factory=dict)  # of the magnet
@@ -126,6 +129,8 @@ class RunWriter:
         self._flush_s = flush_s
         self._start_ns = time.time_ns()
         self._shape, self._dtype = shape, dtype
+        self._timing = provenance.timing
+        self._first_camera_ns: int | None = None
         self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
         self._piece_bytes = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
         self._full = False  # no frame is taken from here on
@@ -327,7 +332,7 @@ class RunWriter:
     def _end_stacks(self, segments: Segments) -> None:
         with h5py.File(self.partial, "r+", libver=("v110", "v110")) as file:
             for kind, place in _STACKS:
-                places = (place, f"entry/data/{kind}")
+                places = (place, f"entry/{'data' if kind == 'raw' else 'masks'}/{kind}")
                 end_virtual_stack(file, places, segments.folder.name, segments.frames, kind, self._length)
 
     def _take(self, item: Frame | Result, image: np.ndarray) -> None:
@@ -369,11 +374,20 @@ class RunWriter:
             received_ns=frame.received_ns,
             written_ns=time.time_ns(),
             write_ns=took_ns,
-            time_s=(frame.received_ns - self._start_ns) / 1e9,
+            time_s=self._time_s(frame),
             field_mT=frame.field_mT,
             field_age_ns=frame.field_age_ns,
             raw_crc32=chunk.crc32,
         )
+
+    def _time_s(self, frame: Frame) -> float:
+        if self._timing == "hand-over":
+            return (frame.received_ns - self._start_ns) / 1e9
+        if self._timing == "unknown" or frame.camera_ns < 0:
+            return float("nan")
+        if self._first_camera_ns is None:
+            self._first_camera_ns = frame.camera_ns
+        return (frame.camera_ns - self._first_camera_ns) / 1e9
 
     def _write_result(self, result: Result, chunk: Chunk) -> None:
         index = result.frame.index
@@ -499,7 +513,17 @@ class RunWriter:
         raw = self._new_stack(detector, "data", dtype, 0, "raw")
         raw.attrs["long_name"] = "raw frames"
         for name, value in provenance.camera.items():
-            detector.create_dataset(name, data=np.bytes_(str(value).encode()) if isinstance(value, str) else value)
+            told = detector.create_dataset(name, data=np.bytes_(value.encode()) if isinstance(value, str) else value)
+            unit = layout.UNITS.get(name.rpartition("_")[2]) if not isinstance(value, str) else None
+            if unit:
+                told.attrs["units"] = unit
+        if provenance.frame_names is not None:
+            names = [name.encode("utf-8", "replace") for name in provenance.frame_names]
+            width = max([1, *map(len, names)])
+            stored = detector.create_dataset(
+                "frame_names", data=np.array(names, h5py.string_dtype("utf-8", width)), compression="gzip"
+            )
+            stored.attrs["long_name"] = "name of each frame of the recording, by frames/number; it may begin again"
         if provenance.pixel_size_um is not None:
             for name in ("x_pixel_size", "y_pixel_size"):
                 detector.create_dataset(name, data=provenance.pixel_size_um).attrs["units"] = "um"
@@ -534,12 +558,17 @@ class RunWriter:
             column.attrs["long_name"] = meaning
             if unit:
                 column.attrs["units"] = unit
+        frames["skipped"].attrs["codes"] = json.dumps({cause.name.lower(): cause.value for cause in Skipped})
+        if provenance.timing == "hand-over":
+            frames["time_s"].attrs["start"] = iso(self._start_ns)
         for check, columns in zip(layout.CHECKS, (layout.FRAME_COLUMNS, layout.RESULT_COLUMNS), strict=True):
             frames[check].attrs["covers"] = json.dumps([name for name in columns if name != check])
         for name, kind in (("objects", layout.ROW_DTYPE), ("events", layout.EVENT_DTYPE)):
             entry.create_dataset(
                 name, (0,), kind, maxshape=(None,), chunks=(1024,), compression="gzip", compression_opts=1
             )
+            entry[name].attrs["meaning"] = json.dumps(layout.MEANING[name])
+            entry[name].attrs["units"] = json.dumps(layout.TABLE_UNITS[name])
 
         if provenance.experiment is not None:
             _create_experiment(_group(entry, "experiment", "NXcollection"), provenance.experiment)
@@ -576,10 +605,27 @@ class RunWriter:
         _text(origin, "service_clock", "Unix time of the service's host (time.time_ns)")
 
         data = _group(entry, "data", "NXdata")
-        data["raw"], data["mask"], data["time"] = raw, masks, frames["time_s"]
+        axis = "number" if provenance.timing == "unknown" else "time"
+        steps = frames["number" if axis == "number" else "time_s"]
+        data["raw"], data[axis] = raw, steps
         data.attrs["signal"] = "raw"
-        data.attrs["auxiliary_signals"] = ["mask"]
-        data.attrs["axes"] = ["time", ".", "."]
+        data.attrs["axes"] = [axis, ".", "."]
+        if provenance.pixel_size_um is not None:
+            data.attrs["axes"] = [axis, "y", "x"]
+            for name, side in zip(("y", "x"), shape, strict=True):
+                place = data.create_dataset(name, data=np.arange(side, dtype=np.float64) * provenance.pixel_size_um)
+                place.attrs["units"] = "um"
+                place.attrs["long_name"] = f"{name} (um), from the centre of the first pixel"
+        shown = _group(
+            entry, "masks", "NXdata"
+        )  # not with the raw frames, which are there earlier: plots want one length
+        shown["mask"], shown[axis] = masks, steps
+        shown.attrs["signal"] = "mask"
+        shown.attrs["axes"] = [axis, ".", "."]
+        if not self._segments:  # the stacks of segments are made anew at the end, which takes scales away
+            steps.make_scale(axis)
+            for stack in (raw, masks, *(column for name, column in frames.items() if column != steps)):
+                stack.dims[0].attach_scale(steps)
 
 
 @atexit.register
@@ -602,6 +648,8 @@ def _create_experiment(group: h5py.Group, texts: dict[str, str]) -> None:
         column.attrs["long_name"] = meaning
         if unit:
             column.attrs["units"] = unit
+    for name in [name for name in layout.STEP_COLUMNS if name.endswith("_std")]:
+        steps[name.removesuffix("_std") + "_errors"] = steps[name]  # as NeXus calls it
 
 
 def _value(value: Any) -> Any:
@@ -665,8 +713,8 @@ def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.nd
         rows[name] = found.objects[name]
     values = {
         "skipped": Skipped.NOT_SKIPPED,
-        "count": found.count,
-        "stripes": found.stripes,
+        "count": np.nan if found.count is None else found.count,
+        "stripes": np.nan if found.stripes is None else found.stripes,
         "area_fraction": found.area_fraction,
         "segmented_ns": result.segmented_ns,
         "published_ns": result.published_ns,
@@ -712,7 +760,10 @@ def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
 
 
 def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
-    # Fixed length: strings of variable length cannot be read safely while the file is written.
+    # Fixed length: strings of variable length cannot be read safely while the file is written. ASCII where it is: some
+    # readers know nothing else of fixed length.
+    if text.isascii() and "\0" not in text:
+        return parent.create_dataset(name, data=np.bytes_(text.encode() or b" "))
     data = text.encode(errors="replace").replace(b"\0", b"?") or b" "
     return parent.create_dataset(name, data=np.array(data, h5py.string_dtype("utf-8", len(data))))
 

@@ -63,9 +63,9 @@ class ImageMessage(_Base):
     type: Literal["uint8"] = "uint8"
     compression: Literal["none"] = "none"
     number: int  # the camera's own numbering
-    count: _Count
-    stripes: _Count
-    area_fraction: float
+    count: _Count | None  # null: the frame shows nothing, so that nothing can be told; the mask is 255
+    stripes: _Count | None
+    area_fraction: float | None
     field_mT: float | None
     camera_ns: int  # -1: the camera gives no time stamp
     received_ns: int
@@ -101,9 +101,9 @@ class CountsMessage(_Base):
 
     htype: Literal["skyseg_counts-1"] = "skyseg_counts-1"
     frame: _Count
-    count: _Count
-    stripes: _Count
-    area_fraction: float
+    count: _Count | None
+    stripes: _Count | None
+    area_fraction: float | None
     field_mT: float | None
     received_ns: int
     segmented_ns: int
