@@ -16,7 +16,7 @@ from PIL import UnidentifiedImageError
 from realtime_skyseg.errors import MissingExtraError, RecordingError, SettingsError
 from realtime_skyseg.recordings.micromanager import AXES, Planes, is_image, key_of_name
 from realtime_skyseg.recordings.order import in_order
-from realtime_skyseg.recordings.recording import Choice, Recording, check_size
+from realtime_skyseg.recordings.recording import MOST_PIXELS, Choice, Recording, check_size
 from realtime_skyseg.recordings.tiff import TiffRecording, count_frames
 from realtime_skyseg.records import printable
 
@@ -143,7 +143,9 @@ def decode_image(path: Path) -> NDArray[Any]:
             warnings.simplefilter("ignore")
             with Pillow.open(io.BytesIO(content)) as header:  # reads no more than the header
                 check_size(header.height, header.width)
-    except (UnidentifiedImageError, OSError, SyntaxError, OverflowError, Pillow.DecompressionBombError):
+    except Pillow.DecompressionBombError:
+        raise ValueError(f"it has too many pixels; allowed: up to {MOST_PIXELS / 1e6:.0f} million px") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, OverflowError):
         raise ValueError("it is not an intact image") from None
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it is reported as an error here

@@ -21,7 +21,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     keys: dict[str, list[tuple[int, tuple[Decimal, Decimal], str]]] = {}
     for words, group in alike.items():
         columns = [[split[name][1][place] for name in group] for place in range(len(words) - 1)]
-        signed = [_is_sign(words[place], column) for place, column in enumerate(columns)]
+        signed = [_is_sign(words[place], place == 0, column) for place, column in enumerate(columns)]
         decimal = [_is_decimal(column) for column in columns]
         for name in group:
             key = [(1, _NOTHING, words[0])]
@@ -47,12 +47,12 @@ def _split(name: str) -> tuple[tuple[str, ...], list[_Found]]:
     return (*words, text[end:]), numbers
 
 
-def _is_sign(before: str, column: list[_Found]) -> bool:
-    if not any(sign for sign, *_ in column):
-        return False
-    if (before and before[-1] in "_= (,") or not all(sign for sign, *_ in column):
-        return True
-    return not before  # the name begins with it
+def _is_sign(before: str, first: bool, column: list[_Found]) -> bool:
+    """Whether a hyphen before a number is a minus: it begins the name, follows a mark, or only some names have it."""
+    signs = {sign for sign, *_ in column}
+    if not before and not first:
+        return False  # it follows a number, as in dates
+    return len(signs) > 1 or "+" in signs or (not before and "-" in signs) or before[-1:] in ("_", "=", " ", "(", ",")
 
 
 def _is_decimal(column: list[_Found]) -> bool:

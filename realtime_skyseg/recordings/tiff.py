@@ -172,10 +172,7 @@ class _File:
         """Pixels of a page: (H, W), (H, W, 3 or 4) of colours, or (samples, H, W). Raises whatever is wrong."""
         page = self.first if index == 0 else self.page(index)
         check_size(page.imagelength, page.imagewidth)
-        if page.photometric not in _PHOTOMETRIC:
-            raise ValueError(
-                f"its pixels are {getattr(page.photometric, 'name', page.photometric)}; allowed: grey, a palette or RGB"
-            )
+        check_photometric(page)
         size = self._tiff.filehandle.size
         # tifffile fills in zeros for pixels that are not in the file, so that has to be found out before.
         spans = list(zip(page.dataoffsets, page.databytecounts, strict=False))
@@ -298,6 +295,7 @@ class TiffRecording(Recording):
             self._set_times([told.times_s.get(key) for key in keys])
             self.rate_hz = self.rate_hz or told.rate_hz
             return
+        check_photometric(main.first)
         samples = _samples(main.first)
         if samples > 1 and held > 1:
             raise SettingsError(
@@ -394,6 +392,13 @@ class TiffRecording(Recording):
                 self._open.pop(next(iter(self._open))).close()
             self._open[name] = _File(self.path.parent / name)
         return self._open[name]
+
+
+def check_photometric(page: tifffile.TiffPage) -> None:
+    """Raise `ValueError` for pixels that are neither grey nor colours that can become grey."""
+    if page.photometric not in _PHOTOMETRIC:
+        name = getattr(page.photometric, "name", page.photometric)
+        raise ValueError(f"its pixels are {name}; allowed: grey, a palette or RGB")
 
 
 def count_frames(path: Path) -> int | None:

@@ -616,9 +616,8 @@ class RunWriter:
                 place = data.create_dataset(name, data=np.arange(side, dtype=np.float64) * provenance.pixel_size_um)
                 place.attrs["units"] = "um"
                 place.attrs["long_name"] = f"{name} (um), from the centre of the first pixel"
-        shown = _group(
-            entry, "masks", "NXdata"
-        )  # not with the raw frames, which are there earlier: plots want one length
+        # Not with the raw frames, which are there earlier: a plot wants one length.
+        shown = _group(entry, "masks", "NXdata")
         shown["mask"], shown[axis] = masks, steps
         shown.attrs["signal"] = "mask"
         shown.attrs["axes"] = [axis, ".", "."]
