@@ -660,7 +660,12 @@ def _videos() -> Iterator[Case]:
         data,
     )
     yield Case("raw gray.avi", lambda p: ffmpeg(p, data, "gray", "-c:v", "rawvideo"), data)
-    yield Case("raw gray16.avi", lambda p: ffmpeg(p, deep, "gray16le", "-c:v", "rawvideo"), deep)
+    yield Case(
+        "raw gray16.avi",
+        lambda p: ffmpeg(p, deep, "gray16le", "-c:v", "rawvideo"),
+        None,
+        "its raw frames have 3072 bytes, but it states 1536",
+    )
     yield Case(
         "H.264, lossless RGB.mkv",
         lambda p: ffmpeg(p, np.repeat(data[..., None], 3, 3), "rgb24", "-c:v", "libx264rgb", "-qp", "0"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,15 @@ class VideoRecording(Recording):
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.rate_hz = float(rate) if rate and math.isfinite(rate) and rate > 0 else None
         self._cut = _matroska_is_cut(path)
+        discarded, largest = self._packets()
         if self._stream.frames > 0 and self._cut is None:
-            self.n_frames = self._stream.frames - self._discarded()
+            self.n_frames = self._stream.frames - discarded
+        pixels = self._current[0]
+        if self._stream.codec_context.name == "rawvideo" and largest > 1.5 * (pixels.nbytes + 4 * len(pixels)):
+            self.close()
+            self._broken(
+                0, f"its raw frames have {largest} bytes, but it states {pixels.nbytes}; allowed: a lossless codec"
+            )
 
     def close(self) -> None:
         """Release the decoder."""
@@ -77,10 +85,17 @@ class VideoRecording(Recording):
         self._current = next(self._pictures, None)
         self._following = next(self._pictures, None)
 
-    def _discarded(self) -> int:
-        """Frames that an edit list leaves out, as cutting without decoding does. It needs no decoding to count them."""
-        with av.open(str(self.path), metadata_errors="replace") as container:
-            return sum(packet.is_discard for packet in container.demux(container.streams[self._stream.index]))
+    def _packets(self) -> tuple[int, int]:
+        """Frames that an edit list leaves out, as cutting without decoding does, and the largest frame in bytes.
+
+        They are counted without being decoded.
+        """
+        discarded = largest = 0
+        with av.open(str(self.path), metadata_errors="replace") as container, suppress(av.FFmpegError):
+            for packet in container.demux(container.streams[self._stream.index]):
+                discarded += packet.is_discard
+                largest = max(largest, packet.size)
+        return discarded, largest
 
     def _decoded(self) -> Iterator[tuple[NDArray[Any], int]]:
         """Pixels and times of the frames, until the end or damage."""
