@@ -587,6 +587,8 @@ class Pipeline:
         if self._publisher is None:
             self._events.clear()
             return
+        while self._publisher.notices:
+            self._alarm(*self._publisher.notices.popleft())
         while self._events:
             self._publisher.event(self._events.popleft())
         self._publisher.heartbeat(self.counters.as_dict())

@@ -664,7 +664,7 @@ def _videos() -> Iterator[Case]:
         "raw gray16.avi",
         lambda p: ffmpeg(p, deep, "gray16le", "-c:v", "rawvideo"),
         None,
-        "its raw frames have 3072 bytes, but it states 1536",
+        "raw rgb555le, which is also what 16 bit grey",
     )
     yield Case(
         "H.264, lossless RGB.mkv",

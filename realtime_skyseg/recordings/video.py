@@ -1,6 +1,7 @@
 """Videos, decoded by FFmpeg (PyAV)."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -49,15 +50,8 @@ class VideoRecording(Recording):
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.rate_hz = float(rate) if rate and math.isfinite(rate) and rate > 0 else None
         self._cut = _matroska_is_cut(path)
-        discarded, largest = self._packets()
         if self._stream.frames > 0 and self._cut is None:
-            self.n_frames = self._stream.frames - discarded
-        pixels = self._current[0]
-        if self._stream.codec_context.name == "rawvideo" and largest > 1.5 * (pixels.nbytes + 4 * len(pixels)):
-            self.close()
-            self._broken(
-                0, f"its raw frames have {largest} bytes, but it states {pixels.nbytes}; allowed: a lossless codec"
-            )
+            self.n_frames = self._stream.frames - self._discarded()
 
     def close(self) -> None:
         """Release the decoder."""
@@ -78,6 +72,9 @@ class VideoRecording(Recording):
         if not videos:
             raise ValueError("the file holds no video")
         self._stream = videos[0]
+        codec = self._stream.codec_context
+        if codec.name == "rawvideo" and re.match("(rgb|bgr)(444|555|565)", str(codec.pix_fmt)):
+            raise ValueError(f"it is raw {codec.pix_fmt}, which is also what 16 bit grey turns into; allowed: FFV1")
         check_size(self._stream.codec_context.height, self._stream.codec_context.width)
         self._began: Fraction | None = None
         self._pictures = self._decoded()
@@ -85,17 +82,11 @@ class VideoRecording(Recording):
         self._current = next(self._pictures, None)
         self._following = next(self._pictures, None)
 
-    def _packets(self) -> tuple[int, int]:
-        """Frames that an edit list leaves out, as cutting without decoding does, and the largest frame in bytes.
-
-        They are counted without being decoded.
-        """
-        discarded = largest = 0
+    def _discarded(self) -> int:
+        """Frames that an edit list leaves out, as cutting without decoding does. It needs no decoding to count them."""
         with av.open(str(self.path), metadata_errors="replace") as container, suppress(av.FFmpegError):
-            for packet in container.demux(container.streams[self._stream.index]):
-                discarded += packet.is_discard
-                largest = max(largest, packet.size)
-        return discarded, largest
+            return sum(packet.is_discard for packet in container.demux(container.streams[self._stream.index]))
+        return 0
 
     def _decoded(self) -> Iterator[tuple[NDArray[Any], int]]:
         """Pixels and times of the frames, until the end or damage."""

@@ -14,10 +14,12 @@ and, for each client, a folder to give away:
 import logging
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 import zmq.auth
+import zmq.utils.monitor
 
 from realtime_skyseg.errors import SettingsError
 
@@ -124,26 +126,131 @@ class Doorkeeper:
         return known
 
 
-def bind(
-    context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], key: str, address: str, keys: Path | None
-) -> Doorkeeper | None:
-    """Bind a service's socket, behind a doorkeeper where there are keys; it is for the caller to close.
+#: Connections that a service's socket holds. A lab has a handful; each takes a file handle, of which a run needs some.
+MOST_CONNECTIONS = 128
+
+#: Who has connected has this long to say so in ZeroMQ's words.
+_HANDSHAKE_MS = 3000
+
+#: Notices of the monitor that are looked at in one turn.
+_MOST_NOTICES = 256
+
+
+class Door:
+    """A service's socket that is bound, and what happens at it: who comes, who leaves, who is refused.
+
+    It is owned by one thread, as the socket is, until `close`, which closes both.
+
+    Args:
+        context: of the socket, with nothing else in it that would have to be closed first.
+        kind: of the socket.
+        key: of the address in the settings.
+        address: where to bind.
+        keys: folder of keys; None: whoever can reach the address is let in.
+        prepare: sets the options of a new socket.
 
     Raises:
-        SettingsError: the address, of this key of the settings, cannot be bound, or there are no keys.
+        SettingsError: the address cannot be bound, or there are no keys.
     """
-    if "[" in address:
-        socket.setsockopt(zmq.IPV6, 1)
-    doorkeeper = Doorkeeper(context, keys) if keys else None
-    if doorkeeper:
-        doorkeeper.guard(socket)
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        if doorkeeper:
-            doorkeeper.close()
-        raise SettingsError(f"{key}: '{address}' cannot be bound: {error.strerror}") from error
-    return doorkeeper
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        key: str,
+        address: str,
+        keys: Path | None,
+        prepare: Callable[[zmq.Socket[bytes]], None],
+    ) -> None:
+        self._context, self._kind, self._prepare = context, kind, prepare
+        self._doorkeeper = Doorkeeper(context, keys) if keys else None
+        self._inside: set[int] = set()
+        self._refused = 0
+        try:
+            self.socket = self._made(address)
+        except zmq.ZMQError as error:
+            self._close_doorkeeper()
+            hint = "; is another run going on?" if error.errno == zmq.EADDRINUSE else ""
+            raise SettingsError(f"{key}: '{address}' cannot be bound: {error.strerror}{hint}") from error
+        self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _made(self, address: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(self._kind)
+        try:
+            self._prepare(socket)
+            socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+            if "[" in address:
+                socket.setsockopt(zmq.IPV6, 1)
+            if self._doorkeeper:
+                self._doorkeeper.guard(socket)
+            self.monitor = socket.get_monitor_socket(
+                zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            )  # fmt: skip
+            socket.bind(address)
+        except zmq.ZMQError:
+            self._end(socket, 0)
+            raise
+        return socket
+
+    def _end(self, socket: "zmq.Socket[bytes]", linger_ms: int | None = None) -> None:
+        socket.disable_monitor()
+        self.monitor.close(linger=0)
+        socket.close(linger_ms)
+
+    def look(self) -> list[tuple[str, str]]:
+        """Take notice of who came and left; never waits. What is worth an event: its kind and a sentence.
+
+        Where more have come than there is room for, all are sent away and the socket is made anew: those who behave
+        come back by themselves.
+        """
+        if self.socket.closed:
+            self._reopen()
+            return []
+        refused = 0
+        for _ in range(_MOST_NOTICES):
+            if not self.monitor.poll(0):
+                break
+            notice = zmq.utils.monitor.recv_monitor_message(self.monitor, zmq.NOBLOCK)
+            number = int(notice["value"])
+            if notice["event"] == zmq.EVENT_ACCEPTED:
+                self._inside.add(number)
+            elif notice["event"] in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+                self._inside.discard(number)
+            else:
+                refused += 1
+        told = []
+        if refused:
+            if not self._refused:
+                why = "no key that is known" if self._doorkeeper else "nothing that is understood"
+                told.append(("client_refused", f"a client at {self.address} had {why}; further ones are not told"))
+            self._refused += refused
+        if len(self._inside) > MOST_CONNECTIONS:
+            message = f"more than {MOST_CONNECTIONS} connections to {self.address}: all were closed, it is opened anew"
+            told.append(("stream_crowded", message))
+            self.shut()
+        return told
+
+    def shut(self) -> None:
+        """Send everybody away; `look` opens again."""
+        self._end(self.socket, 0)
+        self._inside.clear()
+
+    def _reopen(self) -> None:
+        try:
+            self.socket = self._made(self.address)
+        except zmq.ZMQError:  # the old one is not gone yet
+            log.debug("'%s' is not free yet", self.address)
+
+    def close(self) -> None:
+        """Close the socket, after it has lingered as it was told. Safe to call twice."""
+        if not self.socket.closed:
+            self._end(self.socket)
+        self._close_doorkeeper()
+
+    def _close_doorkeeper(self) -> None:
+        if self._doorkeeper:
+            self._doorkeeper.close()
 
 
 def connect(socket: zmq.Socket[bytes], address: str, keys: str | Path | None) -> None:

@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import Full, Queue
@@ -20,7 +21,7 @@ import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from realtime_skyseg.errors import ControlError, SettingsError, SkysegError
-from realtime_skyseg.streaming.access import bind, connect
+from realtime_skyseg.streaming.access import Door, connect
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ _MOST_BYTES, _CUT_OFF_BYTES = 65_536, 1_048_576
 #: Requests that wait for their turn; the service takes no more from a client meanwhile. And answers that a client may
 #: leave unread, before it loses the next.
 _QUEUE, _UNREAD = 64, 1000
+
+#: This often somebody looks who came and left.
+_LOOK_MS = 200
 
 #: A client that waits for the field asks this often.
 _ASK_AGAIN_MS = 20
@@ -194,18 +198,13 @@ class ControlServer:
     def __init__(self, address: str, carry: Carry, keys: Path | None = None) -> None:
         self._carry = carry
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _CUT_OFF_BYTES)
-        self._socket.setsockopt(zmq.RCVHWM, _QUEUE)
-        self._socket.setsockopt(zmq.SNDHWM, _UNREAD)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that is lost is an error here, not silence
         try:
-            self._doorkeeper = bind(self._context, self._socket, "control.address", address, keys)
+            self._door = Door(self._context, zmq.ROUTER, "control.address", address, keys, _prepare)
         except SettingsError:
             self._context.destroy(linger=0)
             raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = self._door.address
+        self.notices: deque[tuple[str, str]] = deque(maxlen=100)  # kind and sentence of what happened; for the owner
         self._wake, self._woken = self._pair()
         self._done, self._answered = self._pair()
         self._closing = False
@@ -227,8 +226,7 @@ class ControlServer:
             self._wake.send(b"")
             serving.join()
         self._wake.close()
-        if self._doorkeeper:
-            self._doorkeeper.close()
+        self._door.close()
         self._context.term()
 
     def _pair(self) -> tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]:
@@ -240,17 +238,25 @@ class ControlServer:
         return begin, end
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        for way in (self._socket, self._answered, self._woken):
-            poller.register(way, zmq.POLLIN)
-        while self._woken not in (ready := dict(poller.poll())):
+        next_look_s = 0.0
+        while True:
+            ways = [self._answered, self._woken, *([] if self._door.socket.closed else [self._door.socket])]
+            poller = zmq.Poller()
+            for way in ways:
+                poller.register(way, zmq.POLLIN)
+            ready: dict[Any, int] = dict(poller.poll(_LOOK_MS))
+            if self._woken in ready:
+                break
             if self._answered in ready:
                 self._send(self._answered.recv_multipart())
-            if self._socket in ready:
+            if self._door.socket in ready:
                 self._take()
+            if time.monotonic() >= next_look_s:
+                next_look_s = time.monotonic() + _LOOK_MS / 1e3
+                self.notices.extend(self._door.look())
         while self._answered.poll(0):
             self._send(self._answered.recv_multipart())
-        for way in (self._socket, self._answered, self._woken):
+        for way in (self._answered, self._woken):
             way.close()
 
     def _work(self) -> None:
@@ -262,7 +268,7 @@ class ControlServer:
         self._done.close()
 
     def _take(self) -> None:
-        sender, *parts = self._socket.recv_multipart(copy=True)
+        sender, *parts = self._door.socket.recv_multipart(copy=True)
         # A REQ client puts an empty part before its request, and expects it back.
         envelope = [sender, *(parts[:1] if len(parts) > 1 and not parts[0] else [])]
         number: str | int | None = None
@@ -306,9 +312,17 @@ class ControlServer:
 
     def _send(self, parts: list[bytes]) -> None:
         try:
-            self._socket.send_multipart(parts, zmq.NOBLOCK)
+            self._door.socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             log.warning("an answer did not reach its client: %s", error.strerror)
+
+
+def _prepare(socket: "zmq.Socket[bytes]") -> None:
+    socket.setsockopt(zmq.LINGER, 200)
+    socket.setsockopt(zmq.MAXMSGSIZE, _CUT_OFF_BYTES)
+    socket.setsockopt(zmq.RCVHWM, _QUEUE)
+    socket.setsockopt(zmq.SNDHWM, _UNREAD)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that is lost is an error here, not silence
 
 
 def _refused(reason: str, number: str | int | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The publishing end of the stream."""
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Event, Result
 from realtime_skyseg.scheduling import patient_threads
-from realtime_skyseg.streaming.access import Doorkeeper, bind
+from realtime_skyseg.streaming.access import Door
 from realtime_skyseg.streaming.messages import (
     EventMessage,
     HeaderMessage,
@@ -23,6 +24,15 @@ from realtime_skyseg.streaming.messages import (
 
 #: What was published last may stay in flight for this long after the end.
 _LINGER_MS = 2000
+
+#: A subscription is a few characters; this many may wait in the socket, and are taken in one turn.
+_MOST_TOPIC_BYTES, _MOST_WAITING, _MOST_CHANGES = 1024, 16, 64
+
+#: This often somebody looks who came and left.
+_LOOK_NS = 100_000_000
+
+#: So many changes of subscriptions, less a few per look, are no viewer's doing.
+_FLOOD, _CALM_CHANGES = 2000, 20
 
 #: The end of the run is said again after this time, for clients that were busy or join late.
 _AGAIN_S = 0.15
@@ -52,28 +62,41 @@ class Publisher:
         self._end: Message | None = None
         self.subscriptions = 0
         self.lost_messages = 0
+        self.notices: deque[tuple[str, str]] = deque(maxlen=100)  # kind and sentence of what happened; for the owner
+        self._queue_messages = settings.queue_messages
+        self._changes = 0  # subscriptions and their ends since the socket was made
+        self._next_look_ns = 0
         self._context = zmq.Context()
-        with patient_threads():  # the context's own begin with its first socket
-            self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.SNDHWM, settings.queue_messages)
-        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every join, so that each gets the header
-        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error here, not silence
-        self._doorkeeper: Doorkeeper | None = None
         try:
-            self._doorkeeper = bind(self._context, self._socket, "stream.address", settings.address, keys)
+            with patient_threads():  # the context's own begin with its first socket
+                self._door = Door(self._context, zmq.XPUB, "stream.address", settings.address, keys, self._prepare)
         except SettingsError:
-            self.close()
+            self._context.destroy(linger=0)
             raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = self._door.address
+
+    def _prepare(self, socket: "zmq.Socket[bytes]") -> None:
+        socket.setsockopt(zmq.SNDHWM, self._queue_messages)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every join, so that each gets the header
+        socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error here, not silence
+        # Whoever sends more than subscriptions is cut off. Few may wait inside: libzmq takes all that wait in one turn,
+        # in the thread that sends, and goes on while more come.
+        socket.setsockopt(zmq.MAXMSGSIZE, _MOST_TOPIC_BYTES)
+        socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+
+    @property
+    def _socket(self) -> "zmq.Socket[bytes]":
+        return self._door.socket
 
     def wait_for_subscriptions(self, wanted: int, timeout_s: float) -> bool:
         """Wait until `wanted` subscriptions were seen; False when the time is up."""
         deadline = time.monotonic() + timeout_s
         while self.subscriptions < wanted:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._socket.poll(int(left * 1000) + 1):
-                return self.subscriptions >= wanted
+            if left <= 0:
+                return False
+            self._socket.poll(min(int(left * 1000) + 1, 200))
             self.serve()
         return True
 
@@ -106,7 +129,7 @@ class Publisher:
 
     def seconds_to_heartbeat(self) -> float:
         """How long the owner may wait before it calls `heartbeat`."""
-        return max(0.0, (self._next_heartbeat_ns - time.monotonic_ns()) / 1e9)
+        return min(max(0.0, (self._next_heartbeat_ns - time.monotonic_ns()) / 1e9), _LOOK_NS / 1e9)
 
     def heartbeat(self, frames: dict[str, Any]) -> None:
         """Send a heartbeat if one is due; `frames` are the counters so far."""
@@ -132,27 +155,37 @@ class Publisher:
         self._send_one(self._end)
 
     def serve(self) -> None:
-        """Take notice of who joined or left; who joins gets the header."""
+        """Take notice of who joined or left, of so many at a time; who joins gets the header."""
+        if time.monotonic_ns() >= self._next_look_ns:
+            self._next_look_ns = time.monotonic_ns() + _LOOK_NS
+            self.notices.extend(self._door.look())
+            self._changes = max(self._changes - _CALM_CHANGES, 0)
         joined = False
-        while int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        for _ in range(0 if self._socket.closed else _MOST_CHANGES):
+            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                break
             change = self._socket.recv(zmq.NOBLOCK)
+            self._changes += 1
             if change[:1] == b"\x01":
                 self.subscriptions += 1
                 joined = True
-        if joined and self._header is not None:
+        if self._changes > _FLOOD:
+            self._changes = 0
+            message = f"{self.address} was flooded with subscriptions: all were sent away, it is opened anew"
+            self.notices.append(("stream_flooded", message))
+            self._door.shut()
+        elif joined and self._header is not None:
             self._send_header()
 
     def close(self) -> None:
         """Repeat the end of the run, send what is in flight, at most 2 s, and release the socket. Safe to repeat."""
         if self._end and not self._socket.closed:
             # The same msg_number, so that it is no loss to whoever has it already.
-            if self.subscriptions or self._socket.poll(0):
+            if self.subscriptions:
                 time.sleep(_AGAIN_S)
             self.serve()
             self._send_one(self._end)
-        self._socket.close()
-        if self._doorkeeper:
-            self._doorkeeper.close()
+        self._door.close()
         self._context.term()
 
     def _take_number(self) -> int:
@@ -167,6 +200,9 @@ class Publisher:
         self._send([encode(message)])
 
     def _send(self, parts: list[Any]) -> None:
+        if self._socket.closed:  # it is made anew
+            self.lost_messages += 1
+            return
         try:
             self._socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
         except zmq.Again:
