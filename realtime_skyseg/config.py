@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import ipaddress
 import json
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
@@ -626,6 +627,11 @@ def _kind_of(kind: Any, key: str, tree: dict[str, Any]) -> Any:
     return field.annotation if field else None
 
 
+#: Shows values in messages: what is long or deep is cut.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
 def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", common: Sequence[str] = ()) -> str:
     """The first fault of a validation as one sentence, and how many more there are.
 
@@ -651,7 +657,7 @@ def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", co
     else:
         message = fault["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
-        shown = "" if isinstance(value, dict | BaseModel) else f" {value!r} is not allowed:"
+        shown = "" if isinstance(value, dict | BaseModel) else f" {_SHORT.repr(value)} is not allowed:"
         text = f"{key}:{shown} {message}" if key else message
     more = len(faults) - 1
     return text + (f" (and {more} more)" if more else "")

@@ -4,6 +4,7 @@ YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema) on PyYAML,
 as true and 1:30 as ninety. A key twice is refused.
 """
 
+import math
 import re
 from pathlib import Path
 from types import UnionType
@@ -26,10 +27,31 @@ _RESOLVED = (
 )
 
 
+#: Of what people write. Values that repeat others (`*name`) could grow without end.
+_MOST_VALUES, _DEEPEST, _MOST_CHARACTERS = 200_000, 40, 4_000_000
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, and no key twice."""
+    """YAML 1.2's scalars, no key twice, and nothing that grows beyond what was written."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", None)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _weight(node, {}) > _MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, "its repeated values grow too large", node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         known = set()
@@ -41,6 +63,15 @@ class _Loader(yaml.SafeLoader):
                     )
                 known.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _weight(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, with those that it repeats; infinite where it repeats itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_weight(part, known) for part in inner))
+    return known[id(node)]
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -61,6 +92,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 def load(text: str) -> Any:
     """What a YAML text says. Raises `yaml.YAMLError`, and nothing else, where it is none."""
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text)} characters; allowed: up to {_MOST_CHARACTERS}")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

@@ -14,7 +14,7 @@ import numpy as np
 from realtime_skyseg import yaml_text
 from realtime_skyseg.errors import RunFileError
 from realtime_skyseg.records import Background, Objects, Skipped, printable
-from realtime_skyseg.storage import layout
+from realtime_skyseg.storage import layout, trust
 from realtime_skyseg.storage.chunk import crc32
 
 
@@ -37,6 +37,17 @@ class Run:
                 f"'{path}' has the layout {printable(told)[:40]!r}; allowed: {layout.LAYOUT_VERSION!r}, or a newer "
                 "version of this product"
             )
+        try:
+            trust.check(self._file, self.path)
+        except (RunFileError, KeyError, OSError, RuntimeError, ValueError) as error:
+            self.close()
+            raise (
+                error
+                if isinstance(error, RunFileError)
+                else RunFileError(
+                    f"'{path}' is damaged: {printable(error)[:200]}; allowed: first `skyseg recover {path}`"
+                )
+            ) from error
         try:
             self.raw: h5py.Dataset = self._file[layout.RAW]
             self.mask: h5py.Dataset = self._file[layout.MASK]

@@ -12,11 +12,15 @@ import io
 import json
 import logging
 import mmap
+import os
+import secrets
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +33,7 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.records import Counters, Skipped
-from realtime_skyseg.storage import layout
+from realtime_skyseg.storage import layout, trust
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
 from realtime_skyseg.storage.segments import FRAMES_PER_FILE
 from realtime_skyseg.storage.writer import append, iso, new_stack
@@ -103,31 +107,58 @@ def recover(path: str | Path, out: str | Path | None = None, patience_s: float =
     target = (
         Path(out) if out else path.with_name(path.name.removesuffix(".partial").removesuffix(".h5") + ".recovered.h5")
     )
-    partial = target.with_name(target.name + ".partial")
-    for existing in (target, partial):
-        if existing.exists():
-            raise SettingsError(f"'{existing}' exists already and is not overwritten; move it away")
+    if target.exists():
+        raise SettingsError(f"'{target}' exists already and is not overwritten; move it away")
+    # A name of its own: another rescue of the same file at the same time, or one that was killed, is not in the way.
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     program = "import sys; from realtime_skyseg.storage.recover import _rescue_here; _rescue_here(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, str(path), str(partial), str(patience_s)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-c", program, str(path), str(partial), str(patience_s)]
+    # The process ends with this one: its standard input is the sign of life.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        hangs = "Timeout" in done.stderr
-        what = f"hangs for more than {patience_s:g} s" if hangs else f"broke off (status {done.returncode})"
-        answer = {"error": f"HDF5 {what} on its damage"}
-    if "error" in answer:
+        with process, ThreadPoolExecutor(1) as pool:
+            said = pool.submit(process.stderr.read if process.stderr else str)
+            answered, told = process.stdout.read() if process.stdout else "", said.result()
+            status = process.wait()
+        try:
+            answer = json.loads(answered)
+        except ValueError:
+            what = f"hangs for more than {patience_s:g} s" if "Timeout" in told else f"broke off (status {status})"
+            answer = {"error": f"HDF5 {what} on its damage"}
+        if "error" in answer:
+            raise RunFileError(f"nothing can be rescued from '{path}': {answer['error']}")
+        _name(partial, target)
+    except BaseException:
+        process.kill()
+        process.wait()
         partial.unlink(missing_ok=True)
-        raise RunFileError(f"nothing can be rescued from '{path}': {answer['error']}")
-    partial.rename(target)
+        raise
     return Rescue(target, **answer)
+
+
+def _name(partial: Path, target: Path) -> None:
+    """Give a file its name, unless somebody else has taken it meanwhile."""
+    try:
+        os.link(partial, target)  # unlike a renaming it never overwrites
+    except FileExistsError:
+        raise SettingsError(f"'{target}' has appeared meanwhile and is not overwritten") from None
+    except OSError:  # a disk without links
+        if target.exists():
+            raise SettingsError(f"'{target}' has appeared meanwhile and is not overwritten") from None
+        partial.rename(target)
+    else:
+        partial.unlink()
 
 
 def _rescue_here(path: str, partial: str, patience_s: str) -> None:
     """In a process of its own, because HDF5 can hang or crash on damaged metadata; the answer goes to stdout."""
     alive = _Alive(float(patience_s))
+    threading.Thread(target=_end_with_parent, args=(Path(partial),), daemon=True).start()
     try:
         with Path(path).open("rb") as file, h5py.File(_View(file), "r") as damaged:
+            trust.check(damaged, Path(path))
             rescue = asdict(_rescue(damaged, file, Path(partial), Rescue(Path(path)), alive))
         del rescue["path"]
         answer = json.dumps(rescue)
@@ -135,6 +166,13 @@ def _rescue_here(path: str, partial: str, patience_s: str) -> None:
         answer = json.dumps({"error": _why(error)})
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.write(answer)
+
+
+def _end_with_parent(partial: Path) -> None:
+    """End this process when the one that began it is gone, and leave nothing behind."""
+    sys.stdin.read()
+    partial.unlink(missing_ok=True)
+    os._exit(1)
 
 
 class _Alive:

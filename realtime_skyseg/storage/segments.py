@@ -20,6 +20,9 @@ from realtime_skyseg.storage.chunk import Chunk, DirectDataset
 
 Kind = Literal["raw", "mask"]
 
+#: Handles that opening a file takes, and one more.
+_SPARE = 3
+
 #: Attribute of a virtual stack.
 FRAMES_PER_FILE = "frames_per_file"
 
@@ -49,6 +52,8 @@ class Segments:
         self._made = 0
         self._open: dict[int, _Segment] = {}
         self._reached = {"raw": 0, "mask": 0}  # indices rise; what is behind both is closed
+        self._spare: list[int] = []
+        self._hold_spare()
 
     def put(self, kind: Kind, index: int, chunk: Chunk) -> None:
         """Write an image at its index."""
@@ -57,6 +62,10 @@ class Segments:
             self._make(self._made)
             self._made += 1
         self._open[number].stacks[kind].put(place, chunk.data, self.frames)
+        self.pass_by(kind, index)
+
+    def pass_by(self, kind: Kind, index: int) -> None:
+        """Nothing of this kind will come up to this index: what is behind both kinds is closed."""
         self._reached[kind] = index
         while self._open and (oldest := min(self._open)) < min(self._reached.values()) // self.frames:
             self._close(oldest)
@@ -73,11 +82,13 @@ class Segments:
 
     def close(self) -> None:
         """Close all files."""
+        self._drop_spare()
         for number in sorted(self._open):
             self._close(number)
 
     def _make(self, number: int) -> None:
         """Where it fails nothing is left, so that it can be tried again."""
+        self._drop_spare()
         path = self.folder / f"{number}.h5"
         file = None
         kinds: tuple[tuple[Kind, Any, int], ...] = (("raw", self._dtype, 0), ("mask", np.uint8, NOT_ANALYSED))
@@ -97,6 +108,17 @@ class Segments:
                     file.close()
             path.unlink(missing_ok=True)
             raise
+        self._hold_spare()
+
+    def _hold_spare(self) -> None:
+        """Keep handles for the next file, so that it can be opened when others have taken all that the process may."""
+        with suppress(OSError):
+            while len(self._spare) < _SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY))
+
+    def _drop_spare(self) -> None:
+        while self._spare:
+            os.close(self._spare.pop())
 
     def _close(self, number: int) -> None:
         segment = self._open.pop(number)

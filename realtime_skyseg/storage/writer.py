@@ -356,6 +356,8 @@ class RunWriter:
                 self._write_result(item, chunk.result())
             else:
                 self._results.add(item[0], skipped=item[1])
+                if self._segments:
+                    self._segments.pass_by("mask", item[0])
 
     def _write_frame(self, frame: Frame, chunk: Chunk) -> None:
         if self._full:

@@ -1,0 +1,107 @@
+"""What a run file from elsewhere may not do: lead out of itself, or ask for all of the memory."""
+
+import math
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+
+from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.records import printable
+
+#: A file of ours has some hundred objects.
+_MOST_OBJECTS, _DEEPEST = 20_000, 32
+
+#: Of a frame, and of what is decompressed at once.
+_MOST_PIXELS, _MOST_CHUNK_BYTES = 2**26, 2**29
+
+#: Deflate makes nothing smaller than by this.
+_DENSEST = 1100
+
+#: Small arrays are taken as they are.
+_SMALL_BYTES = 2**24
+
+
+def check(file: h5py.File, path: Path) -> None:
+    """Look at every object of a run file before its values are read.
+
+    Raises:
+        RunFileError: one of them is a link to another file, lies outside the file (but in the run's own segments), or
+            is larger than what the file holds.
+    """
+    waiting: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
+    seen: set[Any] = set()
+    while waiting:
+        above, group, depth = waiting.pop()
+        for name in group:
+            place = f"{above}/{name}"
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise RunFileError(f"'{path}': {_shown(place)} is a link to '{_shown(link.filename)}'; allowed: none")
+            if isinstance(link, h5py.SoftLink):
+                continue  # it leads to what is looked at anyway, or to nothing
+            item = group.get(name)
+            if not isinstance(item, h5py.Group | h5py.Dataset):
+                continue
+            where = h5py.h5o.get_info(item.id)
+            if (where.fileno, where.addr) in seen:
+                continue
+            seen.add((where.fileno, where.addr))
+            if len(seen) > _MOST_OBJECTS or depth > _DEEPEST:
+                raise RunFileError(f"'{path}' holds more groups than a run file does; allowed: {_MOST_OBJECTS} objects")
+            if isinstance(item, h5py.Group):
+                waiting.append((place, item, depth + 1))
+            else:
+                _check_dataset(item, place, path)
+
+
+def _check_dataset(dataset: h5py.Dataset, place: str, path: Path) -> None:
+    if dataset.external:
+        raise RunFileError(
+            f"'{path}': {_shown(place)} is stored in '{_shown(dataset.external[0][0])}'; allowed: in the file itself"
+        )
+    size = dataset.dtype.itemsize
+    shape: tuple[int, ...] = dataset.shape or ()
+    if len(shape) == 3 and shape[1] * shape[2] > _MOST_PIXELS:
+        raise RunFileError(
+            f"'{path}': {_shown(place)} has frames of {shape[1]} x {shape[2]} px; "
+            f"allowed: up to {_MOST_PIXELS / 1e6:.0f} million px"
+        )
+    if dataset.chunks and math.prod(dataset.chunks) * size > _MOST_CHUNK_BYTES:
+        raise RunFileError(f"'{path}': {_shown(place)} has chunks of {dataset.chunks}; allowed: up to 500 MB")
+    if dataset.is_virtual:
+        _check_view(dataset, place, path)
+    elif len(shape) != 3 and math.prod(shape) * size > _SMALL_BYTES + _DENSEST * dataset.id.get_storage_size():
+        raise RunFileError(
+            f"'{path}': {_shown(place)} has {math.prod(shape)} values, more than the file holds; "
+            "allowed: what was written"
+        )
+
+
+def _check_view(dataset: h5py.Dataset, place: str, path: Path) -> None:
+    """A virtual stack shows the run's own segments, which are files of `NAME.segments`, and nothing else."""
+    folders = set()
+    for source in dataset.virtual_sources():
+        name = PurePosixPath(source.file_name.replace("\\", "/"))
+        if len(name.parts) != 2 or not re.fullmatch(r".+\.segments", name.parts[0]) or name.parts[0].startswith(".."):
+            raise RunFileError(
+                f"'{path}': {_shown(place)} is a view of '{_shown(source.file_name)}'; allowed: of the run's segments"
+            )
+        folders.add(name.parts[0].replace("%%", "%"))
+    for folder in folders:
+        for segment in (path.parent / folder).glob("*.h5"):
+            try:
+                with h5py.File(segment, "r", swmr=True) as file:
+                    for kind in ("raw", "mask"):
+                        inner = file.get(kind)
+                        if isinstance(file.get(kind, getlink=True), h5py.ExternalLink) or (
+                            isinstance(inner, h5py.Dataset) and (inner.is_virtual or inner.external)
+                        ):
+                            raise RunFileError(f"'{segment}' leads to another file; allowed: frames of its own")
+            except (OSError, KeyError):
+                continue  # damage, which reading it tells
+
+
+def _shown(text: object) -> str:
+    return printable(text)[:120]
