@@ -11,7 +11,7 @@ import numpy as np
 
 from realtime_skyseg.analysis import measure
 from realtime_skyseg.config import Config, validate
-from realtime_skyseg.errors import ModelError, RunFileError, SettingsError
+from realtime_skyseg.errors import ModelError, RunFileError, RunFileUnusableError, SettingsError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.recordings import kind_of
@@ -65,9 +65,9 @@ def analyse(
     if path.is_file() and path.suffix in _RUN_SUFFIXES and kind_of(path) == "run":
         with open_run(path) as run:
             if run.state == "unfinished":
-                raise RunFileError(f"run file '{path}' is not finished; allowed: first `skyseg recover {path}`")
+                raise RunFileUnusableError(f"run file '{path}' is not finished; allowed: first `skyseg recover {path}`")
             if not run.table["written"].any():
-                raise RunFileError(f"run file '{path}' holds no frames; allowed: at least 1")
+                raise RunFileUnusableError(f"run file '{path}' holds no frames; allowed: at least 1")
             if not again:
                 return _fill(run, out / path.name, overrides, accept_other, progress)
             settings = _settings_again(run)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from realtime_skyseg import log_file
-from realtime_skyseg.errors import RunFileError, SettingsError, SkysegError
+from realtime_skyseg.errors import RunFileUnusableError, SettingsError, SkysegError
 from realtime_skyseg.records import printable
 
 _ENGINES = ("auto", "tensorrt", "torch", "openvino", "openvino-int8")
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     run_options = argparse.ArgumentParser(add_help=False, parents=[settings])
     run_options.add_argument("--json", action="store_true", help="print the summary as one JSON object last")
     run_options.add_argument("--log", type=Path, metavar="FILE", help="log what happens, one JSON object per line")
-    run_options.add_argument("--plot", type=Path, metavar="PNG", help="draw the run when it has ended")
+    run_options.add_argument("--plot", type=_picture, metavar="PNG", help="draw the run when it has ended")
 
     command = commands.add_parser("demo", parents=[run_options], help="the main job on the bundled synthetic recording")
     command.set_defaults(command=_demo)
@@ -135,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", parents=[settings], help="validate settings without touching hardware")
     command.add_argument("config", type=Path, help="YAML settings")
     command.add_argument("--hardware", action="store_true", help="open and read every device too; sets nothing")
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the field programme")
+    command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the field programme")
     command.set_defaults(command=_check)
 
     command = commands.add_parser("info", help="look into a run file")
     command.add_argument("file", type=Path)
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the run")
+    command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the run")
     command.add_argument("--frame", type=int, metavar="N", help="with --plot: this frame; else that of most objects")
     command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
     command.set_defaults(command=_info)
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path)
     command.add_argument("--objects", action="store_true", help="one line per object instead")
     command.add_argument("--steps", action="store_true", help="one line per step of the field programme instead")
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the field programme's outcome, and print its "
+    command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the programme's outcome, and print its "
                          "nucleation and annihilation fields, instead of lines")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="CSV", help="default: standard output")
     command.set_defaults(command=_table)
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tensorflow", default=sys.executable, metavar="PYTHON", help="the Python that has it, for "
                          "--against; default: this one")  # fmt: skip
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw histograms of the latencies")
+    command.add_argument("--plot", type=_picture, metavar="PNG", help="draw histograms of the latencies")
     command.set_defaults(command=_bench)
 
     command = commands.add_parser("export", help="build a model's engine ahead of a run, or write it as an ONNX file")
@@ -288,7 +288,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if options.check:
         if not (found := _redecide(options.check)):
-            raise RunFileError(f"--check: run file '{options.check}' has no experiment")
+            raise RunFileUnusableError(f"--check: run file '{options.check}' has no experiment")
         status: int = found["exit_status"]
         return status
     source = options.config or options.resume
@@ -388,6 +388,16 @@ def _watch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _picture(text: str) -> Path:
+    """A file that a picture can be written to: known before the run, not after it."""
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no picture; allowed: a name that ends in .png, .pdf or .svg")
+    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be a file")
+    return path
+
+
 def _tell(options: argparse.Namespace) -> int:
     import yaml
 
@@ -396,6 +406,8 @@ def _tell(options: argparse.Namespace) -> int:
     from realtime_skyseg.streaming import Control, control
 
     kinds = control.kinds(options.do)
+    if not kinds:
+        raise SettingsError(f"'{options.do}' is no request; allowed: {', '.join(control.requests())}")
     values = {}
     for pair in options.values:
         key, equals, text = pair.partition("=")
@@ -431,9 +443,14 @@ def _check(options: argparse.Namespace) -> int:
     from realtime_skyseg.segmentation.model import load_model
 
     config = load_config(options.config, options.set)
+    config.camera.check()
     model = load_model(config.analysis.model)
     if config.prepare:
         check_model(model)
+        for key in ("background", "flat_field"):
+            path = getattr(config.prepare, f"{key}_path")
+            if path is not None and not Path(path).is_file():
+                raise SettingsError(f"prepare.{key}: '{path}' does not exist; allowed: an image, or a run file")
     if config.experiment:
         check_rules(config.experiment.rules)
     print(config.to_yaml(), end="")

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import ipaddress
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,12 +16,21 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from realtime_skyseg import devices, yaml_text
 from realtime_skyseg.calibration import Calibration
 from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
-from realtime_skyseg.errors import CameraError, SettingsError, SkysegError
+from realtime_skyseg.errors import CameraError, MissingExtraError, SettingsError, SkysegError
 from realtime_skyseg.programme import ExperimentSettings
 from realtime_skyseg.programme import check as check_programme
 from realtime_skyseg.records import printable
@@ -49,12 +59,24 @@ class CameraSettings(Section):
 
     @model_validator(mode="after")
     def _check_driver(self) -> Self:
-        settings = devices.driver("cameras", self.driver).Settings
+        try:
+            settings = devices.driver("cameras", self.driver).Settings
+        except MissingExtraError:
+            raise
+        except SettingsError as error:
+            raise SettingsError(f"camera.{error}") from error
         try:
             self._settings = settings.model_validate(self.model_extra or {})
         except ValidationError as error:
             raise SettingsError(sentence(error, settings, prefix="camera")) from None
         return self
+
+    def check(self) -> None:
+        """Look at what can be looked at without a device. Raises `SettingsError` as `open` does."""
+        try:
+            self._settings.check()
+        except SettingsError as error:
+            raise SettingsError(f"camera.{error}") from error
 
     def open(self) -> Camera:
         """Open the camera. A driver's `SettingsError` begins with its own key; here it becomes `camera.KEY`."""
@@ -105,7 +127,12 @@ class FieldSettings(Section):
 
     @model_validator(mode="after")
     def _check_driver(self) -> Self:
-        kind = devices.driver("fields", self.driver)
+        try:
+            kind = devices.driver("fields", self.driver)
+        except MissingExtraError:
+            raise
+        except SettingsError as error:
+            raise SettingsError(f"field.{error}") from error
         try:
             self._settings = kind.Settings.model_validate(self.model_extra or {})
         except ValidationError as error:
@@ -289,12 +316,25 @@ class MetricsSettings(Section):
     """They are at http://127.0.0.1:PORT/metrics, for this machine only; 0: a free port; absent: nowhere."""
 
 
+#: Names that Windows keeps for devices.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(1, 10))}
+
+
+def _file_name(name: str) -> str:
+    """A name that every system takes as one file's."""
+    if re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) or name != name.strip(" .") or name.startswith("-"):
+        raise ValueError('a file name has no / \\ : * ? " < > |, begins with no - and ends with no dot or space')
+    if name.split(".")[0].casefold() in _DEVICES:
+        raise ValueError("this is the name of a device on Windows")
+    return name
+
+
 class RecordSettings(Section):
     """The run file. Every raw frame is saved."""
 
     folder: Path = Path("runs")
     """Folder of the run file; made if absent."""
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")] = "{time}"
+    name: Annotated[str, Field(min_length=1, max_length=150), AfterValidator(_file_name)] = "{time}"
     """Name of the run file without suffix; `{time}` becomes the start time. No existing file is overwritten."""
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 64
     """Frames that may wait for the disk. A recording then waits; a live camera's frame is lost and counted."""
@@ -518,7 +558,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is no text; a recording goes to camera.path"
         raise SettingsError(f"settings file '{path}' cannot be read: {reason}") from error
     try:
         tree = yaml_text.load(text)
@@ -529,7 +569,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"settings file '{path}'{place}: not valid YAML ({getattr(error, 'problem', error)})"
         ) from error
     if not isinstance(tree, dict):
-        raise SettingsError(f"settings file '{path}' holds {type(tree).__name__}; allowed: a mapping of keys to values")
+        held = "nothing" if tree is None else "a list" if isinstance(tree, list) else "a single value"
+        raise SettingsError(f"settings file '{path}' holds {held}; allowed: a mapping of keys to values")
     return tree
 
 
@@ -655,12 +696,31 @@ def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", co
     elif fault["type"] == "missing":
         text = f"{key}: this key is missing"
     else:
-        message = fault["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
+        message = _said(fault)
+        others = [one for one in faults if _place(one) == _place(fault)]
+        if len(others) > 1:  # a key that takes this or that
+            key = ".".join(filter(None, [prefix, *_place(fault)]))
+            message = " or ".join(dict.fromkeys(map(_said, others))).replace(" or input should be ", " or ")
+            faults = [fault, *(one for one in faults if one not in others)]
         shown = "" if isinstance(value, dict | BaseModel) else f" {_SHORT.repr(value)} is not allowed:"
         text = f"{key}:{shown} {message}" if key else message
     more = len(faults) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _said(fault: Any) -> str:
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = "input should be a mapping of keys to values"
+    return message[0].lower() + message[1:]
+
+
+def _place(fault: Any) -> tuple[str, ...]:
+    """Where a fault is, without the names that pydantic gives to the alternatives of a value."""
+    return tuple(part for part in map(str, fault["loc"]) if "[" not in part and part not in _ALTERNATIVES)
+
+
+_ALTERNATIVES = ("constrained-float", "constrained-int", "constrained-str", "float", "int", "str", "bool")
 
 
 def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:

@@ -29,6 +29,13 @@ class DriverSettings(Section):
     #: None: there is nothing to have.
     identity: ClassVar[tuple[str, ...] | None] = ()
 
+    def check(self) -> None:
+        """Look at what can be looked at without the device, such as files; for `skyseg check`.
+
+        Raises:
+            SettingsError: it begins with the key.
+        """
+
 
 class CameraEnded(Exception):  # noqa: N818  no error
     """The camera has no more frames: the regular end of a recording, no fault."""

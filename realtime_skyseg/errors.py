@@ -8,9 +8,10 @@
     │       └── RecordingUnusableError 2  not even its first frame can be read: nothing was recorded
     ├── FieldError              1  the supply of the magnet refuses, is gone, or reads back something else
     ├── FrameError              1  an image that cannot be segmented
-    ├── ModelError              1  a model file is broken or of another kind
+    ├── ModelError              2  a model file is broken or of another kind, or no engine can run it here
     │   └── ParityError         1  an engine disagrees with torch float32
     ├── RunFileError            1  a run file cannot be written or read
+    │   ├── RunFileUnusableError 2 a run file that was named is none, is damaged, or lacks what is asked of it
     │   └── DiskFullError       1  no frame fits any more; what is open can still be finished
     ├── StreamError             1  the stream cannot be opened, or a message is malformed
     ├── ControlError            1  a request to the control socket is malformed or refused, or was not answered
@@ -61,13 +62,23 @@ class FrameError(SkysegError):
 class ModelError(SkysegError):
     """A model cannot be loaded or run."""
 
+    exit_status = 2
+
 
 class ParityError(ModelError):
     """An engine's masks agree too little with those of torch float32."""
 
+    exit_status = 1
+
 
 class RunFileError(SkysegError):
     """A run file cannot be written or read."""
+
+
+class RunFileUnusableError(RunFileError):
+    """A run file that was named is none, is damaged, or lacks what is asked of it."""
+
+    exit_status = 2
 
 
 class DiskFullError(RunFileError):

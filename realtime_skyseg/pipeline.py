@@ -332,6 +332,11 @@ class Pipeline:
         """Hand rows of an experiment's tables to the recorder; False where its queue is full."""
         return self._to_recorder.put(rows, wait=False)
 
+    def report_fault(self, message: str) -> None:
+        """Something else than the frames' way went wrong, so that the run did not end well; it goes on."""
+        self._faults.append(message)
+        self._alarm("fault", message)
+
     def _alarm(self, kind: str, message: str) -> None:
         """Note an event that nobody may wait for, least of all on the disk."""
         log.info("%s: %s", kind, message)

@@ -12,7 +12,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from realtime_skyseg.config import Config
-from realtime_skyseg.errors import RunFileError, SettingsError
+from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.experiment import report
 from realtime_skyseg.programme import estimate, expand
 from realtime_skyseg.records import Class, Image, Mask, Skipped
@@ -47,13 +47,13 @@ def plot_run(run: Run, path: Path, frame: int | None = None) -> None:
         frame: index of the frame; None: the one with the most objects.
 
     Raises:
-        RunFileError: no frame of the run was analysed.
+        RunFileUnusableError: no frame of the run was analysed.
         SettingsError: the picture cannot be written, or the frame is not there.
     """
     table = run.table
     analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1))
     if not len(analysed):
-        raise RunFileError(f"run file '{run.path}' has no analysed frame to draw")
+        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame to draw")
     if frame is not None and frame not in analysed:
         raise SettingsError(
             f"--frame: {frame} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
@@ -157,12 +157,12 @@ def plot_sweep(run: Run, path: Path) -> None:
     """Write a picture of an experiment: count and area fraction over field, and both over time with the decisions.
 
     Raises:
-        RunFileError: the run had no experiment.
+        RunFileUnusableError: the run had no experiment.
         SettingsError: the picture cannot be written.
     """
     experiment = run.experiment
     if experiment is None:
-        raise RunFileError(f"run file '{run.path}' has no experiment to draw")
+        raise RunFileUnusableError(f"run file '{run.path}' has no experiment to draw")
     steps = experiment["steps"][experiment["steps"]["frames"] > 0]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     grid = figure.add_gridspec(2, 2)

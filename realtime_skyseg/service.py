@@ -151,6 +151,9 @@ class Service:
             changes = self._changes()
             camera = config.camera.open()
             owned.callback(_release, camera)
+            if min(camera.shape) < 16:  # before the engine is built
+                height, width = camera.shape
+                raise SettingsError(f"camera: its frames have {height} x {width} px; allowed: sides of 16 px or more")
             segmenter = Segmenter.of(config.analysis, config.measure)
             preparation = self._preparation(camera, segmenter)
             segmenter.open(preparation.shape if preparation else camera.shape)

@@ -181,14 +181,26 @@ def show_summary(console: Console, summary: Summary) -> None:
         console.print(f"{summary.status}: {summary.message}", style="bold red", soft_wrap=True)
 
 
+#: A service says something at least every `stream.heartbeat_s`, of 1 s unless it is set.
+_SILENT_S = 5.0
+
+
 def show_stream(console: Console, subscriber: Subscriber, once: bool) -> None:
     """Print a stream until its end (`once`), or for ever."""
     console.print(f"waiting for {subscriber.address} (Ctrl-C leaves)")
-    next_line = 0.0
+    next_line, heard_s, silent = 0.0, time.monotonic(), False
     while True:
         message = subscriber.receive(timeout_s=0.5)
         if message is None:
+            if not silent and time.monotonic() - heard_s > _SILENT_S:
+                silent = True
+                console.print(
+                    f"nothing from {subscriber.address} for {_SILENT_S:.0f} s: is the service running, and does it ask "
+                    "for keys (--keys)?",
+                    soft_wrap=True,
+                )
             continue
+        heard_s, silent = time.monotonic(), False
         if isinstance(message, ImageMessage):
             if not console.is_terminal and time.monotonic() < next_line:
                 continue
@@ -230,8 +242,9 @@ def show_run(console: Console, run: Run) -> None:
     console.print(table)
     for event in run.events:
         console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
-    if run.summary and run.summary["latency_ms"]:  # a recovered run has none
-        console.print(_latency_table(run.summary["latency_ms"]))
+    latency_ms = (run.summary or {}).get("latency_ms")
+    if isinstance(latency_ms, dict) and all(isinstance(latency_ms.get(stage), dict) for stage in STAGES):
+        console.print(_latency_table(latency_ms))  # a recovered run has none
 
 
 def show_experiment(console: Console, run: Run) -> None:

@@ -38,6 +38,10 @@ class ReplaySettings(DriverSettings):
     dataset: str | None = None
     """Path of the array in an HDF5, Zarr or NPZ file, where it has several."""
 
+    def check(self) -> None:
+        """Open the recording, and read its first frame."""
+        ReplayCamera(self).close()
+
 
 class ReplayCamera:
     """Plays a recording as a `realtime_skyseg.devices.Camera`.

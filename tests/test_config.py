@@ -75,8 +75,8 @@ def test_wrong_training_settings(tmp_path: Path, tree: dict[str, object], senten
 
 FILES = [
     ("camera: [", "line 1"),
-    ("- just\n- a list\n", "holds list"),
-    ("", "holds NoneType"),
+    ("- just\n- a list\n", "holds a list"),
+    ("", "holds nothing"),
 ]
 
 

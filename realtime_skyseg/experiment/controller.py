@@ -278,6 +278,8 @@ class Experiment:
     def _answered(self, place: int, answer: Answer) -> Moment:
         field_mT = math.nan if answer.field_mT is None else answer.field_mT
         moment = self._moment(Told.ANSWER)
+        if answer.failed and self._pipeline:
+            self._pipeline.report_fault(answer.failed)
         return replace(moment, rule=place, frame=answer.frame, answer=field_mT, failed=answer.failed)
 
     def _tell(self, moment: Moment, handed_ns: int | None = None) -> None:

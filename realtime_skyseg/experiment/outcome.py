@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
-from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.errors import RunFileError, RunFileUnusableError
 from realtime_skyseg.storage import Run, open_run
 
 
@@ -82,7 +82,9 @@ def report(run: Run) -> dict[str, Any]:
     """What `skyseg sweep --json` and `skyseg table` tell beside the rows. Raises `RunFileError` without experiment."""
     experiment = run.experiment
     if experiment is None:
-        raise RunFileError(f"run file '{run.path}' has no experiment; allowed: files of runs with a field programme")
+        raise RunFileUnusableError(
+            f"run file '{run.path}' has no experiment; allowed: files of runs with a field programme"
+        )
     found = transitions(experiment["steps"], run.config["experiment"]["present_count"])
     return {
         "fields": fields(found),

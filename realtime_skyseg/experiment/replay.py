@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from realtime_skyseg.config import Config, validate
-from realtime_skyseg.errors import RunFileError, SettingsError
+from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.experiment.machine import AskRule, Machine, Moment, Row, Told
 from realtime_skyseg.experiment.rule_process import RuleProcess
 from realtime_skyseg.experiment.rules import Seen, sources
@@ -62,18 +62,20 @@ def _settings_of(run: Run) -> tuple[ExperimentSettings, Limits]:
             limit_mT=pairs["limit_mT"], pulse_limit_mT=pairs.get("pulse_limit_mT"), **plain
         )
     except (KeyError, TypeError, ValidationError) as error:
-        raise RunFileError(f"run file '{run.path}' has no settings of an experiment that are valid now") from error
+        raise RunFileUnusableError(
+            f"run file '{run.path}' has no settings of an experiment that are valid now"
+        ) from error
 
 
 def changed_since(path: Path, config: Config) -> list[str]:
     """Keys whose values are not those that a run was made with, by name: what decides where the field goes.
 
     Raises:
-        RunFileError: there is no such file, or no experiment in it.
+        RunFileUnusableError: there is no such file, or no experiment in it.
     """
     with open_run(path) as run:
         if run.experiment is None:
-            raise RunFileError(f"run file '{path}' has no experiment")
+            raise RunFileUnusableError(f"run file '{path}' has no experiment")
         before, rules = run.config, json.loads(run.experiment["python_rules"] or "{}")
     now = config.model_dump(mode="json")
     with suppress(SettingsError):  # with the defaults of keys that did not exist then
@@ -102,13 +104,13 @@ def replay(
         ask: ask Python rules again; else what they answered then is told.
 
     Raises:
-        RunFileError: there is no such file, or no experiment in it.
+        RunFileUnusableError: there is no such file, or no experiment in it.
         SettingsError: its settings, or the file of a Python rule, are not what they were.
     """
     with open_run(path) as run:
         experiment = run.experiment
         if experiment is None:
-            raise RunFileError(f"run file '{path}' has no experiment")
+            raise RunFileUnusableError(f"run file '{path}' has no experiment")
         own = _settings_of(run)
         settings, magnet = settings or own[0], magnet or own[1]
         before = experiment["resumed_from"]
@@ -194,7 +196,7 @@ def _found(before: Path, path: Path) -> Path:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    raise RunFileError(f"run file '{path}' goes on from '{before}', which does not exist")
+    raise RunFileUnusableError(f"run file '{path}' goes on from '{before}', which does not exist")
 
 
 def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:

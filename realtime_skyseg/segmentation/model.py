@@ -124,7 +124,7 @@ def load_model(name: str) -> Model:
     path = _SHIPPED / f"{name}.safetensors" if name in shipped_models() else Path(name)
     if not path.is_file():
         raise SettingsError(
-            f"model: '{name}' is neither a shipped model nor a file; "
+            f"analysis.model: '{name}' is neither a shipped model nor a file; "
             f"allowed: {', '.join(shipped_models())} or a .safetensors path"
         )
     try:

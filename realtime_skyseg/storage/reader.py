@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 import h5py
 import hdf5plugin  # noqa: F401  registers the compression filters
 import numpy as np
+import yaml
 
 from realtime_skyseg import yaml_text
-from realtime_skyseg.errors import RunFileError
+from realtime_skyseg.errors import RunFileUnusableError
 from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout, trust
 from realtime_skyseg.storage.chunk import crc32
@@ -33,18 +34,18 @@ class Run:
         told = self._file.attrs.get("layout")
         if told is not None and str(told) != layout.LAYOUT_VERSION:
             self.close()
-            raise RunFileError(
+            raise RunFileUnusableError(
                 f"'{path}' has the layout {printable(told)[:40]!r}; allowed: {layout.LAYOUT_VERSION!r}, or a newer "
                 "version of this product"
             )
         try:
             trust.check(self._file, self.path)
-        except (RunFileError, KeyError, OSError, RuntimeError, ValueError) as error:
+        except (RunFileUnusableError, KeyError, OSError, RuntimeError, ValueError) as error:
             self.close()
             raise (
                 error
-                if isinstance(error, RunFileError)
-                else RunFileError(
+                if isinstance(error, RunFileUnusableError)
+                else RunFileUnusableError(
                     f"'{path}' is damaged: {printable(error)[:200]}; allowed: first `skyseg recover {path}`"
                 )
             ) from error
@@ -59,7 +60,7 @@ class Run:
             }
         except KeyError as error:
             self.close()
-            raise RunFileError(f"'{path}' is not a run file of this product: it has no {error}") from error
+            raise RunFileUnusableError(f"'{path}' is not a run file of this product: it has no {error}") from error
 
     @property
     def n_frames(self) -> int:
@@ -183,14 +184,23 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The full settings of the run, as a tree."""
-        tree: dict[str, Any] = yaml_text.load(self._text(layout.CONFIGURATION))
+        try:
+            tree = yaml_text.load(self._text(layout.CONFIGURATION))
+        except (yaml.YAMLError, KeyError) as error:
+            raise RunFileUnusableError(f"run file '{self.path}': its settings cannot be read: {error}") from error
+        if not isinstance(tree, dict):
+            raise RunFileUnusableError(f"run file '{self.path}': its settings are no mapping of keys to values")
         return tree
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """Counters and latencies, as printed at the end; None for an unfinished file."""
         text = self._text(layout.SUMMARY)
-        return json.loads(text) if text else None
+        try:
+            summary = json.loads(text) if text else None
+        except (ValueError, RecursionError) as error:
+            raise RunFileUnusableError(f"run file '{self.path}': its summary cannot be read") from error
+        return summary if isinstance(summary, dict) else None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -253,14 +263,14 @@ def open_run(path: str | Path) -> Run:
     """Open a run file that is finished, being written, or was left behind by a kill.
 
     Raises:
-        RunFileError: there is no such file, or it is not a run file.
+        RunFileUnusableError: there is no such file, or it is not a run file.
     """
     return Run(path)
 
 
 def _open(path: Path) -> tuple[h5py.File, Literal["finished", "unfinished"]]:
     if not path.is_file():
-        raise RunFileError(f"run file '{path}' does not exist")
+        raise RunFileUnusableError(f"run file '{path}' does not exist")
     try:
         return h5py.File(path, "r"), "unfinished" if path.suffix == ".partial" else "finished"
     except OSError as plain:
@@ -268,4 +278,4 @@ def _open(path: Path) -> tuple[h5py.File, Literal["finished", "unfinished"]]:
         try:
             return h5py.File(path, "r", swmr=True), "unfinished"
         except OSError:
-            raise RunFileError(f"'{path}' cannot be opened as a run file: {plain}") from plain
+            raise RunFileUnusableError(f"'{path}' cannot be opened as a run file: {plain}") from plain

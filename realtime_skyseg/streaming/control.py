@@ -21,6 +21,7 @@ import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from realtime_skyseg.errors import ControlError, SettingsError, SkysegError
+from realtime_skyseg.records import printable
 from realtime_skyseg.streaming.access import Door, connect
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,11 @@ def kinds(do: str) -> dict[str, Any]:
     return {}
 
 
+def requests() -> list[str]:
+    """What can be asked for."""
+    return [do for kind in get_args(Request) for do in get_args(kind.model_fields["do"].annotation)]
+
+
 def parse(data: bytes) -> Request:
     """A request from its bytes.
 
@@ -170,6 +176,10 @@ def parse(data: bytes) -> Request:
         fault = error.errors(include_url=False, include_context=True)[0]
         place = ".".join(str(part) for part in fault["loc"][1:])
         message = fault["msg"]
+        if fault["type"].startswith("union_tag"):
+            asked = fault["ctx"].get("tag")
+            what = "this key is missing" if asked is None else f"'{printable(asked)[:40]}' is no request"
+            message = f"do: {what}; allowed: {', '.join(requests())}"
         raise ControlError(f"malformed request: {place + ': ' if place else ''}{message}"[:500]) from None
 
 

@@ -76,6 +76,8 @@ class Training:
         self._sampler = Sampler(self.training, settings.crop_px, settings.seed)
         self._progress = _Progress()
         self._checkpoint = settings.out.with_name(settings.out.name + ".checkpoint")
+        if settings.out.exists() and not self._checkpoint.exists():
+            raise SettingsError(f"out: '{settings.out}' exists already and is not overwritten; allowed: another name")
 
     @property
     def report_folder(self) -> Path:
