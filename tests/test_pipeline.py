@@ -18,7 +18,7 @@ from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice, DriverSettings
 from realtime_skyseg.errors import CameraError
 from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
-from realtime_skyseg.records import Frame, Skipped
+from realtime_skyseg.records import NOT_ANALYSED, Frame, Skipped
 from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Run, RunWriter, open_run
 from realtime_skyseg.streaming import Publisher
@@ -80,7 +80,7 @@ def drive(tmp_path: Path, segmenter: Segmenter) -> Iterator[Callable[..., tuple[
         publisher: Publisher | None = None,
     ) -> tuple[Pipeline, Run]:
         segmenter.open(SHAPE)
-        writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
+        writer = RunWriter(tmp_path / "run.h5", SHAPE, camera.dtype, ORIGIN)
         pipeline = Pipeline(camera, segmenter, writer, publisher, policy, analysis_queue, recorder_queue)
         pipeline.start()
         assert pipeline.wait(60)
@@ -172,7 +172,8 @@ def test_a_camera_that_breaks_off_keeps_what_came(drive: Callable[..., tuple[Pip
 
 def test_an_analysis_that_breaks_off_leaves_the_recording_whole(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
     publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run-1")
-    publisher.close()  # its socket is gone: the first heartbeat breaks the analysis thread
+    publisher.close()
+    del publisher._door  # its socket is gone: the first heartbeat breaks the analysis thread
     pipeline, run = drive(ListCamera(frames(20), waits=True), publisher=publisher)
     assert "the analysis thread broke off" in pipeline.fault
     assert any("the analysis thread broke off" in event["message"] for event in run.events)
@@ -449,3 +450,26 @@ def test_percentiles_are_right_to_one_per_cent(durations_ns: list[int]) -> None:
 
 def test_no_frame_no_percentile() -> None:
     assert Latency().percentiles_ms() == {"p50": None, "p99": None, "p99_9": None, "max": None}
+
+
+def test_frames_that_show_nothing_have_no_count(drive: Callable[..., tuple[Pipeline, Run]]) -> None:
+    """A black or overexposed frame, and one of NaN: analysed, written, and without a number that could be believed."""
+    images = [frame.image.astype(np.float32) for frame in frames(6)]
+    images[1][:], images[2][:], images[4][:] = 0, np.nan, 65535
+    images[5][:40] = np.nan  # of half a frame something can be told
+    given: list[Frame | Exception] = [Frame(image, number) for number, image in enumerate(images)]
+    camera = ListCamera(iter(given), waits=True)
+    camera.dtype = np.dtype(np.float32)
+    pipeline, run = drive(camera)
+    assert pipeline.counters.analysed == pipeline.counters.written == 6
+    assert np.isnan(run.table["count"]).tolist() == [False, True, True, False, True, False]
+    assert np.isnan(run.table["stripes"]).tolist() == [False, True, True, False, True, False]
+    assert (run.mask[1] == NOT_ANALYSED).all()
+    assert len(run.objects(2)) == 0
+    assert [event["kind"] for event in run.events] == [
+        "frame_blank",
+        "frame_blank_end",
+        "frame_blank",
+        "frame_blank_end",
+    ]
+    assert all(run.problem(index) == "" for index in range(6))

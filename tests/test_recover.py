@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from realtime_skyseg.storage import Rescue, RunWriter, open_run, recover
 from realtime_skyseg.storage.chunk import crc32
 
 N = 60
+SKYSEG = Path(sys.executable).parent / "skyseg"
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +236,68 @@ def test_backgrounds_are_rescued_too(tmp_path: Path) -> None:
             assert (one.first_frame, one.source) == (other.first_frame, other.source)
         np.testing.assert_array_equal(live.mask[:], rescued.mask[:])
         assert live.config == rescued.config
+
+
+def test_two_rescues_of_one_file_at_once(tmp_path: Path, whole: bytes) -> None:
+    """One of them writes the file, the other one says so; nothing of either is left beside it."""
+    path = tmp_path / "run.h5.partial"
+    path.write_bytes(whole)
+    command = [SKYSEG, "recover", str(path)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate() for process in both]
+    statuses = sorted(process.returncode for process in both)
+    assert statuses in ([0, 2], [0, 0])
+    assert all("Traceback" not in error for _, error in told)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.h5.partial", "run.recovered.h5"]
+    with open_run(tmp_path / "run.recovered.h5") as run:
+        assert all(run.problem(index) == "" for index in range(N))
+
+
+def test_a_rescue_that_is_killed_leaves_no_process_and_blocks_nothing(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "run.h5.partial"
+    path.write_bytes(whole)
+    rescue = subprocess.Popen([SKYSEG, "recover", str(path)], stdout=subprocess.PIPE)
+    time.sleep(0.9)
+    rescue.kill()
+    rescue.communicate()  # ends once no child holds its output
+    if not (tmp_path / "run.recovered.h5").exists():
+        check(recover(path))
+
+
+@pytest.mark.parametrize("evil", ["link", "storage", "view", "rows"])
+def test_a_file_that_leads_elsewhere_is_refused_and_nothing_else_touched(
+    tmp_path: Path, whole: bytes, evil: str
+) -> None:
+    path, victim = tmp_path / "run.h5", tmp_path / "victim.txt"
+    path.write_bytes(whole)
+    victim.write_text("TOP SECRET")
+    with h5py.File(path, "r+") as file:
+        if evil == "link":
+            del file["entry/title"]
+            file["entry/title"] = h5py.ExternalLink("other.h5", "/x")
+        elif evil == "storage":
+            file["entry/provenance"].create_dataset("evil", (10,), "S1", external=[(str(victim), 0, 10)])
+        elif evil == "view":
+            del file["entry/instrument/detector/data"], file["entry/data/raw"]
+            layout = h5py.VirtualLayout((N, *SHAPE), np.uint16)
+            layout[:] = h5py.VirtualSource(".", "/entry/instrument/detector/data", (N, *SHAPE))
+            file.create_virtual_dataset("entry/instrument/detector/data", layout)
+        else:
+            file["entry/objects"].resize(10**10, axis=0)
+    victim.write_text("TOP SECRET")
+    with pytest.raises(RunFileError, match=r"is a link to|is stored in|is a view of|more than the file holds"):
+        open_run(path)
+    with pytest.raises(RunFileError, match=r"is a link to|is stored in|is a view of|more than the file holds"):
+        recover(path)
+    assert main(["info", str(path)]) == 2
+    assert victim.read_text() == "TOP SECRET"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.h5", "victim.txt"]
+
+
+def test_no_python_file_of_the_working_folder_is_run(tmp_path: Path, whole: bytes) -> None:
+    (tmp_path / "run.h5.partial").write_bytes(whole)
+    for name in ("h5py.py", "json.py", "numpy.py"):
+        (tmp_path / name).write_text("open('RUN', 'w').write('code of the folder was run')\nraise ImportError\n")
+    done = subprocess.run([SKYSEG, "recover", "run.h5.partial"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "RUN").exists()

@@ -383,11 +383,20 @@ def test_wrong_use_of_the_command() -> None:
     assert command("run").returncode == 2
 
 
-def test_check_validates_without_touching_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_validates_without_touching_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run.yaml"
-    path.write_text("camera: {driver: replay, path: no/such/recording}\n")
+    path.write_text("camera: {driver: replay, path: bundled}\n")
     assert main(["check", str(path)]) == 0
+    for wrong, sentence in (
+        ("camera.path=no/such/recording", "camera.path: no/such/recording does not exist"),
+        ("camera.path=~/no/such/recording", f"camera.path: {Path.home()}/no/such/recording does not exist"),
+        ("prepare.background=gone.tif", "prepare.background: 'gone.tif' does not exist"),
+    ):
+        assert main(["check", str(path), "--set", wrong]) == 2
+        assert sentence in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.yaml"]
 
 

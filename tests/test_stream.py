@@ -2,9 +2,14 @@
 
 import contextlib
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +33,7 @@ from realtime_skyseg.streaming import (
     Subscriber,
     decode,
 )
+from realtime_skyseg.streaming.access import MOST_CONNECTIONS, make_keys
 from realtime_skyseg.streaming.messages import encode, encode_result, object_columns
 
 HEADER = {
@@ -420,3 +426,120 @@ def test_an_address_in_use_is_a_wrong_setting() -> None:
 def test_a_wrong_address_cannot_be_joined() -> None:
     with pytest.raises(StreamError, match="'nonsense' cannot be joined"):
         Subscriber("nonsense")
+
+
+# --- what strangers can do to it
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    one = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run")
+    one.start(HEADER)
+    yield one
+    one.close()
+
+
+def turns(publisher: Publisher, seconds: float, until: str = "") -> float:
+    """Publish as an analysis does, at about 50 frames per second; the longest turn in seconds."""
+    longest, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end and not (until and any(kind == until for kind, _ in publisher.notices)):
+        begun = time.monotonic()
+        publisher.result(result(0))
+        longest = max(longest, time.monotonic() - begun)
+        time.sleep(0.02)
+    return longest
+
+
+#: Strangers are processes of their own: two threads of one would share Python's lock.
+STRANGERS = {
+    "one topic": """
+number = 0
+while True:
+    for change in b"\\x01", b"\\x00":
+        socket.send(change + b"z")
+""",
+    "many topics": """
+number = 0
+while True:
+    number += 1
+    socket.send(b"\\x01" + number.to_bytes(8, "big") + bytes(100))
+""",
+    "large": """
+while True:
+    socket.send(b"\\x01" + bytes(2_000_000))
+""",
+}
+
+
+@contextlib.contextmanager
+def stranger(kind: str, address: str) -> Iterator[None]:
+    begin = f"import zmq\nsocket = zmq.Context().socket(zmq.XSUB)\nsocket.connect('{address}')\n"
+    with subprocess.Popen([sys.executable, "-c", begin + STRANGERS[kind]], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("kind", ["one topic", "many topics"])
+def test_a_flood_of_subscriptions_is_sent_away(publisher: Publisher, kind: str) -> None:
+    with stranger(kind, publisher.address):
+        assert turns(publisher, 20, until="stream_flooded") < 0.5
+        assert any(kind == "stream_flooded" for kind, _ in publisher.notices)
+        begun = time.monotonic()
+        publisher.end("ok", "", {})
+        publisher.close()
+        assert time.monotonic() - begun < 3
+
+
+def test_a_client_that_sends_more_than_subscriptions_is_cut_off(publisher: Publisher) -> None:
+    with stranger("large", publisher.address):
+        assert turns(publisher, 2) < 0.5
+        with Subscriber(publisher.address) as subscriber:
+            turns(publisher, 1)
+            assert isinstance(subscriber.receive(5), HeaderMessage)
+
+
+def test_too_many_connections_are_sent_away_and_a_viewer_comes_back(publisher: Publisher) -> None:
+    host, port = "127.0.0.1", int(publisher.address.rpartition(":")[2])
+    with Subscriber(publisher.address) as subscriber, contextlib.ExitStack() as opened:
+        turns(publisher, 0.5)
+        for _ in range(MOST_CONNECTIONS + 20):
+            with contextlib.suppress(OSError):
+                opened.enter_context(socket.create_connection((host, port), 1))
+        turns(publisher, 10, until="stream_crowded")
+        assert any(kind == "stream_crowded" for kind, _ in publisher.notices)
+        opened.close()
+        begun = time.monotonic()
+        heard = 0
+        while heard < 5 and time.monotonic() - begun < 15:
+            turns(publisher, 0.1)
+            while (message := subscriber.receive(0)) is not None:
+                heard += isinstance(message, ImageMessage)
+        assert heard >= 5
+
+
+def test_clients_that_are_refused_are_told_once(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run", tmp_path / "keys")
+    publisher.start(HEADER)
+    try:
+        for _ in range(2):
+            with Subscriber(publisher.address):  # without keys
+                turns(publisher, 1.0)
+        with Subscriber(publisher.address, keys=tmp_path / "keys" / "give-to-client") as subscriber:
+            turns(publisher, 0.5)
+            assert isinstance(subscriber.receive(5), HeaderMessage)
+    finally:
+        publisher.close()
+    assert [kind for kind, _ in publisher.notices] == ["client_refused"]
+
+
+def test_what_shows_nothing_has_no_count_in_the_stream() -> None:
+    blank = result(3)
+    blank.segmentation = Segmentation.of_nothing((40, 60))
+    image, counts = encode_result(blank, "run", 0)
+    for message in (decode([image, blank.segmentation.mask.tobytes()]), decode([counts])):
+        assert isinstance(message, ImageMessage | CountsMessage)
+        assert (message.count, message.stripes, message.area_fraction) == (None, None, None)
+    assert json.loads(counts)["count"] is None

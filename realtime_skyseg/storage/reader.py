@@ -40,14 +40,13 @@ class Run:
             )
         try:
             trust.check(self._file, self.path)
-        except (RunFileUnusableError, KeyError, OSError, RuntimeError, ValueError) as error:
+        except RunFileError as error:
             self.close()
-            raise (
-                error
-                if isinstance(error, RunFileUnusableError)
-                else RunFileUnusableError(
-                    f"'{path}' is damaged: {printable(error)[:200]}; allowed: first `skyseg recover {path}`"
-                )
+            raise RunFileUnusableError(str(error)) from error
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            self.close()
+            raise RunFileUnusableError(
+                f"'{path}' is damaged: {printable(error)[:200]}; allowed: first `skyseg recover {path}`"
             ) from error
         try:
             self.raw: h5py.Dataset = self._file[layout.RAW]
