@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from realtime_skyseg import yaml_text
-from realtime_skyseg.errors import RunFileUnusableError
+from realtime_skyseg.errors import RunFileError, RunFileUnusableError
 from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout, trust
 from realtime_skyseg.storage.chunk import crc32
