@@ -11,6 +11,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from realtime_skyseg import caches
+
 if TYPE_CHECKING:
     from realtime_skyseg.config import load_config
     from realtime_skyseg.segmenter import Segmenter
@@ -28,6 +30,9 @@ _PLACES = {
     "load_config": "realtime_skyseg.config",
     "open_run": "realtime_skyseg.storage",
 }
+
+
+caches.prepare_numba()
 
 
 def __getattr__(name: str) -> Any:

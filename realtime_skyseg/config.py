@@ -703,6 +703,8 @@ def sentence(error: ValidationError, kind: type[BaseModel], prefix: str = "", co
             message = " or ".join(dict.fromkeys(map(_said, others))).replace(" or input should be ", " or ")
             faults = [fault, *(one for one in faults if one not in others)]
         shown = "" if isinstance(value, dict | BaseModel) else f" {_SHORT.repr(value)} is not allowed:"
+        if not shown and " is not allowed: " in message:  # it names a key of this section itself
+            return f"{key}.{message}" if key else message
         text = f"{key}:{shown} {message}" if key else message
     more = len(faults) - 1
     return text + (f" (and {more} more)" if more else "")

@@ -60,7 +60,8 @@ def test_what_is_chosen_must_be_there(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 8, 8), np.uint8))
     from realtime_skyseg.recordings import Choice
 
-    open_recording(tmp_path / "a.npy", Choice(channel=0)).close()
+    for zero in (0, "0"):
+        open_recording(tmp_path / "a.npy", Choice(channel=zero)).close()
     for key, value in (("channel", 1), ("position", "Pos1"), ("z", 2), ("dataset", "x")):
         with pytest.raises(SettingsError, match=rf"^{key}: {value!r} is not in"):
             open_recording(tmp_path / "a.npy", Choice(**{key: value}))

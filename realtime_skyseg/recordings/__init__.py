@@ -91,7 +91,7 @@ def _open_folder(path: Path, choice: Choice) -> Recording:
 def _unchosen(recording: Recording, choice: Choice) -> Recording:
     """A recording of which there is nothing to choose."""
     for key in ("channel", "position", "z", "dataset"):
-        if getattr(choice, key) not in (None, 0):
+        if getattr(choice, key) not in (None, 0, "0"):
             recording.close()
             raise SettingsError(f"{key}: {getattr(choice, key)!r} is not in {recording.path}; allowed: 0, or nothing")
     return recording

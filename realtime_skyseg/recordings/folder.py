@@ -62,7 +62,7 @@ class FolderRecording(Recording):
             self.rate_hz = 1e9 / float(np.median(np.diff(self.stamps_ns)))
         if choice != Choice(z=choice.z) and all(i is None for _, i in self._frames):
             for key in ("channel", "position", "dataset"):
-                if getattr(choice, key) not in (None, 0):
+                if getattr(choice, key) not in (None, 0, "0"):
                     raise SettingsError(f"{key}: {getattr(choice, key)!r} is not in {path}; allowed: 0")
 
     def _count(self, file: Path, stamps: list[NDArray[np.int64] | None], taken: set[str]) -> int | None:

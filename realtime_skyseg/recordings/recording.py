@@ -162,6 +162,8 @@ def select(path: Path, axes: Mapping[str, int], choice: Choice, names: Mapping[s
         if wanted is None:
             continue
         size, known = axes.get(name, 1), [str(text) for text in names.get(name, ())]
+        if isinstance(wanted, str) and wanted not in known and wanted.isdecimal():
+            wanted = int(wanted)  # as it comes from a command line
         if isinstance(wanted, str) and wanted in known:
             fixed[name] = known.index(wanted)
         elif isinstance(wanted, int) and 0 <= wanted < size:

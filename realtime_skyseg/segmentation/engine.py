@@ -15,6 +15,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from realtime_skyseg.caches import can_write, of_this_process
 from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import MissingExtraError, ModelError, ParityError, SkysegError
 from realtime_skyseg.records import Mask
@@ -187,8 +188,12 @@ def first_exact(
 
 
 def cache_folder() -> Path:
-    """The user's folder for built engines."""
-    return Path(platformdirs.user_cache_dir("realtime_skyseg"))
+    """The user's folder for built engines; where it cannot be written, one of this process."""
+    folder = Path(platformdirs.user_cache_dir("realtime_skyseg"))
+    if can_write(folder):
+        return folder
+    log.warning("'%s' cannot be written: engines are built at each start, in a folder of this process", folder)
+    return of_this_process()
 
 
 def cached(folder: Path, load: Callable[[Path], _Loaded], build: Callable[[Path], None]) -> _Loaded:
