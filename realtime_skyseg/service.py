@@ -167,7 +167,7 @@ class Service:
                 self._publisher = publisher
                 self.address = publisher.address
             if config.control_address:
-                server = ControlServer(config.control_address, self._answer, config.access.keys)
+                server = ControlServer(config.control_address, self._answer, config.access.keys, self._notice)
                 owned.callback(server.close)
                 self.control_address = server.address
             if config.metrics.port is not None:
@@ -444,6 +444,11 @@ class Service:
         if self.experiment is None:
             raise ControlError("these settings have no field programme; allowed: requests about it with an experiment")
         return self.experiment
+
+    def _notice(self, kind: str, message: str) -> None:
+        """Note what happens at the control socket, while there is a run to note it in."""
+        if pipeline := self._pipeline:
+            pipeline.event(kind, message, wait=False)
 
     def _status(self) -> dict[str, Any]:
         """What the answer to `status` holds; None where something is not known."""

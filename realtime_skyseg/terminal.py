@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, cast
@@ -215,13 +216,31 @@ def show_stream(console: Console, subscriber: Subscriber, once: bool) -> None:
             return
 
 
+#: Events of a run that are printed.
+_MOST_EVENTS = 40
+
+#: A run that is going on writes at least this often, unless its frames are rare.
+_FRESH_S = 70.0
+
+
+def _run_state(run: Run) -> str:
+    """Whether a run has finished, is going on, or was left behind, as far as its file tells."""
+    if run.state == "finished":
+        return f"finished, exit status {run.exit_status}"
+    age_s = time.time() - run.path.stat().st_mtime
+    if age_s < _FRESH_S:
+        return f"unfinished: written {max(age_s, 0):.0f} s ago, so it is going on or has just been killed"
+    ago = f"{age_s / 3600:.1f} h" if age_s > 5400 else f"{age_s / 60:.0f} min"
+    return f"unfinished: left by a kill, last written {ago} ago (skyseg recover {run.path})"
+
+
 def show_run(console: Console, run: Run) -> None:
     """Print what a run file holds."""
     table = Table(title=str(run.path), show_header=False, title_justify="left")
     rows = run.table
     n = run.n_frames
     analysed = rows[rows["skipped"] == Skipped.NOT_SKIPPED]
-    table.add_row("state", run.state + (f", exit status {run.exit_status}" if run.state == "finished" else ""))
+    table.add_row("state", _run_state(run))
     table.add_row("frames", f"{n} of {run.raw.shape[1]}x{run.raw.shape[2]} {run.raw.dtype}")
     table.add_row("written", str(int(rows["written"].sum())))
     table.add_row("analysed", str(len(analysed)))
@@ -240,8 +259,15 @@ def show_run(console: Console, run: Run) -> None:
         if value and name not in ("versions", "python"):
             table.add_row(name.replace("_", " "), value)
     console.print(table)
-    for event in run.events:
-        console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
+    events = run.events
+    shown = events if len(events) <= _MOST_EVENTS else [*events[: _MOST_EVENTS - 10], None, *events[-10:]]
+    for event in shown:
+        if event is None:
+            kinds = Counter(one["kind"] for one in events[_MOST_EVENTS - 10 : -10])
+            left_out = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+            console.print(f"... {len(events) - _MOST_EVENTS} events in between: {left_out}", soft_wrap=True)
+        else:
+            console.print(f"event {event['kind']}, frame {event['frame']}: {event['message']}", soft_wrap=True)
     latency_ms = (run.summary or {}).get("latency_ms")
     if isinstance(latency_ms, dict) and all(isinstance(latency_ms.get(stage), dict) for stage in STAGES):
         console.print(_latency_table(latency_ms))  # a recovered run has none

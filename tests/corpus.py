@@ -324,6 +324,30 @@ def _tiff() -> Iterator[Case]:
         frames(),
         "states 9 frames but holds 6 pages",
     )
+    yield Case(
+        "absurd numbers, JSON.tif",
+        lambda p: described(p, frames(), '{"shape": [1000000000, 1000000000, 32, 48], "axes": "TCYX"}'),
+        None,
+        "it states 1000000000000000000 frames; allowed",
+    )
+    yield Case(
+        "absurd numbers, ImageJ.tif",
+        lambda p: described(p, frames(), "ImageJ=1.5\nimages=999999998\nchannels=2\nframes=499999999\n"),
+        None,
+        "it states 999999998 frames; allowed",
+    )
+    yield Case(
+        "absurd numbers, OME.tif",
+        lambda p: described(p, frames(), ome("<TiffData/>", t=999999999)),
+        None,
+        "its OME-XML states 999999999 planes; allowed",
+    )
+    yield Case(
+        "absurd numbers, Micro-Manager.tif",
+        lambda p: mm_stack(p, frames(), wanted=2**31 - 1),
+        frames(),
+        "states 2147483647 frames but holds 6",
+    )
     yield Case("no TIFF.tif", lambda p: p.write_bytes(b"not at all"), None, "not a TIFF file")
     yield Case("empty.tif", lambda p: p.write_bytes(b""), None, "the file is empty")
 

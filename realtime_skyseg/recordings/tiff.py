@@ -28,6 +28,7 @@ from realtime_skyseg.records import printable
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _DESCRIPTION, _MICRO_MANAGER = 254, 255, 256, 270, 51123
 _MOST_OPEN = 8  # files of a set
 _MOST_TEXT = 2**26
+_MOST_FRAMES = 2_000_000
 
 #: What a grey or colour page may be.
 _PHOTOMETRIC = (
@@ -275,12 +276,11 @@ class TiffRecording(Recording):
         main = self._main
         text = next((text for text in main.chain.descriptions if text), "")
         self._planes: list[tuple[str, int] | None] | None = None
-        self._missing = ""  # what is said of frames that are not there
         held = len(main)
         stack = None if (told := _ome(self.path, main)) else _micro_manager(self.path, main)
         if stack is not None:
             places, times, self.n_frames = stack.frames(self.path, choice)
-            self._planes = [*places, *[None] * (self.n_frames - len(places))]
+            self._planes = [*places]  # and those that are missing at the end
             self._set_times(times)
             return
         if told is not None:
@@ -306,6 +306,8 @@ class TiffRecording(Recording):
             told = _Described({"samples": samples})
         self._samples = samples
         declared = math.prod(told.axes.values())
+        if declared > _MOST_FRAMES:
+            raise ValueError(f"it states {declared} frames; allowed: up to {_MOST_FRAMES}")
         self._in_a_row = main.in_a_row(declared)
         stated = max(declared, held) if main.whole else declared if declared > 1 else None
         if samples > 1:
@@ -338,18 +340,16 @@ class TiffRecording(Recording):
             if index >= len(self._steps):
                 raise self._ended()
             place = self._steps[index]
+        if 1 < self._samples <= index:
+            raise self._ended()
         main = self._main
         try:
             if self._samples > 1:
-                if index >= self._samples:
-                    raise self._ended()
                 return np.asarray(main.pixels(0)[place])
             if place < len(main):
                 return main.pixels(place)
             if place < self._in_a_row:
                 return main.frame_in_a_row(place)
-        except IndexError:
-            raise
         except Exception as error:  # tifffile raises whatever the broken bytes lead to
             self._broken(index, error)
         if not main.whole:
@@ -363,7 +363,7 @@ class TiffRecording(Recording):
         assert self.n_frames is not None
         if index >= self.n_frames:
             raise self._ended()
-        plane = self._planes[index]
+        plane = self._planes[index] if index < len(self._planes) else None
         if plane is None:
             self._lacking(index, sum(plane is not None for plane in self._planes))
         name, page = plane
@@ -541,8 +541,8 @@ def _ome(path: Path, main: _File) -> _Described | None:
         samples = max([int(child.get("SamplesPerPixel") or 1) for child in pixels if _tag(child) == "Channel"] or [1])
         here = {axis: _count(pixels, axis) for axis in "TCZ"}
         here["C"] = max(here["C"] // samples, 1)
-        if math.prod(here.values()) > 10_000_000:
-            raise ValueError("its OME-XML states more than ten million planes")
+        if math.prod(here.values()) * len(alike) > _MOST_FRAMES:
+            raise ValueError(f"its OME-XML states {math.prod(here.values())} planes; allowed: up to {_MOST_FRAMES}")
         size = {axis: max(size[axis], here[axis]) for axis in "TCZ"}
         order = [axis for axis in str(pixels.get("DimensionOrder", "XYZCT")) if axis in "TCZ"]
         if not channels:

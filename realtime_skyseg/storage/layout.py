@@ -95,7 +95,9 @@ LATER_COLUMNS = (
 )  # fmt: skip
 
 ROW_DTYPE = np.dtype([("frame", "<u8"), *((name, OBJECT_DTYPE[name]) for name in OBJECT_DTYPE.names or ())])
-EVENT_DTYPE = np.dtype([("time_ns", "<i8"), ("frame", "<i8"), ("kind", "S32"), ("message", "S1000")])
+EVENT_DTYPE = np.dtype(
+    [("time_ns", "<i8"), ("frame", "<i8"), ("kind", "S32"), ("message", h5py.string_dtype("utf-8", 1000))]
+)
 
 #: Units and meaning of the columns of the two tables; what is not named has no unit.
 TABLE_UNITS: dict[str, dict[str, str]] = {

@@ -10,7 +10,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import Full, Queue
@@ -197,6 +196,7 @@ class ControlServer:
         address: where to bind.
         carry: carries a request out, see `Carry`. A `SkysegError` becomes the answer's `error`.
         keys: folder of keys; None: whoever can reach the address is served.
+        notice: called in a thread of the server with the kind and the sentence of what happens at its door.
 
     Raises:
         SettingsError: the address cannot be bound, or there are no keys.
@@ -205,8 +205,15 @@ class ControlServer:
         address: where it is, with the port that was taken.
     """
 
-    def __init__(self, address: str, carry: Carry, keys: Path | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        carry: Carry,
+        keys: Path | None = None,
+        notice: Callable[[str, str], None] = lambda kind, message: None,
+    ) -> None:
         self._carry = carry
+        self._notice = notice
         self._context = zmq.Context()
         try:
             self._door = Door(self._context, zmq.ROUTER, "control.address", address, keys, _prepare)
@@ -214,7 +221,6 @@ class ControlServer:
             self._context.destroy(linger=0)
             raise
         self.address = self._door.address
-        self.notices: deque[tuple[str, str]] = deque(maxlen=100)  # kind and sentence of what happened; for the owner
         self._wake, self._woken = self._pair()
         self._done, self._answered = self._pair()
         self._closing = False
@@ -263,7 +269,8 @@ class ControlServer:
                 self._take()
             if time.monotonic() >= next_look_s:
                 next_look_s = time.monotonic() + _LOOK_MS / 1e3
-                self.notices.extend(self._door.look())
+                for kind, message in self._door.look():
+                    self._notice(kind, message)
         while self._answered.poll(0):
             self._send(self._answered.recv_multipart())
         for way in (self._answered, self._woken):
