@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime_skyseg.errors import MissingExtraError, RecordingError, SettingsError
-from realtime_skyseg.recordings.recording import MOST_CHUNK_BYTES, Choice, Recording, check_size, select
+from realtime_skyseg.errors import RecordingError, SettingsError
+from realtime_skyseg.recordings.recording import Choice, Recording, check_size, missing, select
 from realtime_skyseg.records import printable
+from realtime_skyseg.storage.trust import MOST_CHUNK_BYTES
 
 _MOST_BLOCK_BYTES = 2**26  # of frames that are kept because they were decompressed together
 
@@ -382,9 +383,7 @@ class ZarrRecording(_Stack):
         try:
             import zarr
         except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"path: {path} needs the package '{error.name}': pip install 'realtime_skyseg[recordings]'"
-            ) from error
+            raise missing(path, error) from error
         try:
             self._store: Any = None
             if path.is_file():

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from realtime_skyseg.errors import MissingExtraError, RecordingError, SettingsError
+from realtime_skyseg.errors import RecordingError, SettingsError
 from realtime_skyseg.recordings.micromanager import AXES, Planes, is_image, key_of_name
 from realtime_skyseg.recordings.order import in_order
-from realtime_skyseg.recordings.recording import MOST_PIXELS, Choice, Recording, check_size
+from realtime_skyseg.recordings.recording import Choice, Recording, check_size, missing
 from realtime_skyseg.recordings.tiff import TiffRecording, count_frames
 from realtime_skyseg.records import printable
+from realtime_skyseg.storage.trust import MOST_PIXELS
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", *TIFF_SUFFIXES, ".jpg", ".jpeg", ".bmp")
@@ -262,9 +263,7 @@ class NDTiffRecording(Recording):
         try:
             from ndstorage import NDTiffDataset
         except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"path: {path} needs the package '{error.name}': pip install 'realtime_skyseg[recordings]'"
-            ) from error
+            raise missing(path, error) from error
         self._dataset: Any = None
         folder = ndtiff_folder(path) or path
         try:

@@ -11,14 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime_skyseg.errors import RecordingError, SettingsError
+from realtime_skyseg.errors import MissingExtraError, RecordingError, SettingsError
 from realtime_skyseg.records import Image, printable
-
-#: Larger frames are refused: no camera gives them, and a damaged header must not ask for all of the memory.
-MOST_PIXELS = 2**26
-
-#: What is decompressed at once to get at a frame.
-MOST_CHUNK_BYTES = 2**29
+from realtime_skyseg.storage.trust import MOST_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +127,13 @@ class Recording(ABC):
         if pixels.ndim != 2:
             self._broken(index, f"its shape is {pixels.shape}; allowed: (height, width) or (height, width, 3 or 4)")
         return np.array(pixels, dtype=kind, order="C")
+
+
+def missing(path: Path, error: ModuleNotFoundError) -> MissingExtraError:
+    """The error of a kind of recording whose reader is not installed."""
+    return MissingExtraError(
+        f"path: {path} needs the package '{error.name}': pip install 'realtime_skyseg[recordings]'"
+    )
 
 
 def check_size(height: int, width: int) -> None:

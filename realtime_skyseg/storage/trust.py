@@ -13,8 +13,9 @@ from realtime_skyseg.records import printable
 #: A file of ours has some hundred objects.
 _MOST_OBJECTS, _DEEPEST = 20_000, 32
 
-#: Of a frame, and of what is decompressed at once.
-_MOST_PIXELS, _MOST_CHUNK_BYTES = 2**26, 2**29
+#: Of a frame, and of what is decompressed at once. No camera gives larger ones, and a damaged header must not ask for
+#: all of the memory.
+MOST_PIXELS, MOST_CHUNK_BYTES = 2**26, 2**29
 
 #: Deflate makes nothing smaller than by this.
 _DENSEST = 1100
@@ -63,12 +64,12 @@ def _check_dataset(dataset: h5py.Dataset, place: str, path: Path) -> None:
         )
     size = dataset.dtype.itemsize
     shape: tuple[int, ...] = dataset.shape or ()
-    if len(shape) == 3 and shape[1] * shape[2] > _MOST_PIXELS:
+    if len(shape) == 3 and shape[1] * shape[2] > MOST_PIXELS:
         raise RunFileError(
             f"'{path}': {_shown(place)} has frames of {shape[1]} x {shape[2]} px; "
-            f"allowed: up to {_MOST_PIXELS / 1e6:.0f} million px"
+            f"allowed: up to {MOST_PIXELS / 1e6:.0f} million px"
         )
-    if dataset.chunks and math.prod(dataset.chunks) * size > _MOST_CHUNK_BYTES:
+    if dataset.chunks and math.prod(dataset.chunks) * size > MOST_CHUNK_BYTES:
         raise RunFileError(f"'{path}': {_shown(place)} has chunks of {dataset.chunks}; allowed: up to 500 MB")
     if dataset.is_virtual:
         _check_view(dataset, place, path)

@@ -623,10 +623,6 @@ class RunWriter:
         shown["mask"], shown[axis] = masks, steps
         shown.attrs["signal"] = "mask"
         shown.attrs["axes"] = [axis, ".", "."]
-        if not self._segments:  # the stacks of segments are made anew at the end, which takes scales away
-            steps.make_scale(axis)
-            for stack in (raw, masks, *(column for name, column in frames.items() if column != steps)):
-                stack.dims[0].attach_scale(steps)
 
 
 @atexit.register
