@@ -158,7 +158,7 @@ def _rescue_here(path: str, partial: str, patience_s: str) -> None:
     threading.Thread(target=_end_with_parent, args=(Path(partial),), daemon=True).start()
     try:
         with Path(path).open("rb") as file, h5py.File(_View(file), "r") as damaged:
-            trust.check(damaged, Path(path))
+            trust.check(damaged, Path(path), damaged=True)
             rescue = asdict(_rescue(damaged, file, Path(partial), Rescue(Path(path)), alive))
         del rescue["path"]
         answer = json.dumps(rescue)

@@ -20,41 +20,67 @@ MOST_PIXELS, MOST_CHUNK_BYTES = 2**26, 2**29
 #: Deflate makes nothing smaller than by this.
 _DENSEST = 1100
 
+#: What HDF5 raises on damage.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError)
+
 #: Small arrays are taken as they are.
 _SMALL_BYTES = 2**24
 
 
-def check(file: h5py.File, path: Path) -> None:
+def check(file: h5py.File, path: Path, damaged: bool = False) -> None:
     """Look at every object of a run file before its values are read.
 
+    Args:
+        file: open.
+        path: of it.
+        damaged: objects that cannot be looked at are passed over: whoever reads them finds that out.
+
     Raises:
-        RunFileError: one of them is a link to another file, lies outside the file (but in the run's own segments), or
-            is larger than what the file holds.
+        RunFileError: an object is a link to another file, lies outside the file (but in the run's own segments), or is
+            larger than what the file holds.
+        OSError, RuntimeError, KeyError, ValueError: what HDF5 raises on damage, unless `damaged`.
     """
     waiting: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
     seen: set[Any] = set()
     while waiting:
         above, group, depth = waiting.pop()
-        for name in group:
-            place = f"{above}/{name}"
-            link = group.get(name, getlink=True)
-            if isinstance(link, h5py.ExternalLink):
-                raise RunFileError(f"'{path}': {_shown(place)} is a link to '{_shown(link.filename)}'; allowed: none")
-            if isinstance(link, h5py.SoftLink):
-                continue  # it leads to what is looked at anyway, or to nothing
-            item = group.get(name)
-            if not isinstance(item, h5py.Group | h5py.Dataset):
+        try:
+            names = list(group)
+        except _DAMAGE:
+            if not damaged:
+                raise
+            continue
+        for name in names:
+            try:
+                inner = _check_object(group, name, f"{above}/{name}", path, seen)
+            except _DAMAGE:
+                if not damaged:
+                    raise
                 continue
-            where = h5py.h5o.get_info(item.id)
-            if (where.fileno, where.addr) in seen:
-                continue
-            seen.add((where.fileno, where.addr))
             if len(seen) > _MOST_OBJECTS or depth > _DEEPEST:
                 raise RunFileError(f"'{path}' holds more groups than a run file does; allowed: {_MOST_OBJECTS} objects")
-            if isinstance(item, h5py.Group):
-                waiting.append((place, item, depth + 1))
-            else:
-                _check_dataset(item, place, path)
+            if inner is not None:
+                waiting.append((f"{above}/{name}", inner, depth + 1))
+
+
+def _check_object(group: h5py.Group, name: str, place: str, path: Path, seen: set[Any]) -> h5py.Group | None:
+    """Look at one object; a group that was not seen before."""
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        raise RunFileError(f"'{path}': {_shown(place)} is a link to '{_shown(link.filename)}'; allowed: none")
+    if isinstance(link, h5py.SoftLink):
+        return None  # it leads to what is looked at anyway, or to nothing
+    item = group.get(name)
+    if not isinstance(item, h5py.Group | h5py.Dataset):
+        return None
+    where = h5py.h5o.get_info(item.id)
+    if (where.fileno, where.addr) in seen:
+        return None
+    seen.add((where.fileno, where.addr))
+    if isinstance(item, h5py.Group):
+        return item
+    _check_dataset(item, place, path)
+    return None
 
 
 def _check_dataset(dataset: h5py.Dataset, place: str, path: Path) -> None:
