@@ -521,7 +521,9 @@ class Pipeline:
     def _notice_nothing(self, nothing: bool, index: int) -> None:
         """Note when frames begin and cease to show nothing."""
         if nothing and not self._blank:
-            self._alarm("frame_blank", f"frame {index} is the same everywhere, or holds no numbers: it has no count")
+            message = f"frame {index} is the same everywhere, or holds no numbers: it has no count"
+            self.event("frame_blank", message, index)
+            self.notices.append(f"frame_blank: {message}")
         elif self._blank and not nothing:
             self.event("frame_blank_end", f"{self._blank} frames before frame {index} had no count", index)
         self._blank = self._blank + 1 if nothing else 0
