@@ -441,10 +441,11 @@ def publisher() -> Iterator[Publisher]:
 
 def turns(publisher: Publisher, seconds: float, until: str = "") -> float:
     """Publish as an analysis does, at about 50 frames per second; the longest turn in seconds."""
+    one = result(0)
     longest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end and not (until and any(kind == until for kind, _ in publisher.notices)):
         begun = time.monotonic()
-        publisher.result(result(0))
+        publisher.result(one)
         longest = max(longest, time.monotonic() - begun)
         time.sleep(0.02)
     return longest

@@ -13,6 +13,7 @@ and, for each client, a folder to give away:
 
 import logging
 import re
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ MOST_CONNECTIONS = 128
 _HANDSHAKE_MS = 3000
 
 #: Notices of the monitor that are looked at in one turn.
-_MOST_NOTICES = 256
+_MOST_NOTICES = 5000
 
 
 class Door:
@@ -183,10 +184,16 @@ class Door:
                 socket.setsockopt(zmq.IPV6, 1)
             if self._doorkeeper:
                 self._doorkeeper.guard(socket)
-            self.monitor = socket.get_monitor_socket(
+            # Not by pyzmq's own way: a monitor that is full would hold the whole context up, and this one never is.
+            self.monitor = self._context.socket(zmq.PAIR)
+            self.monitor.setsockopt(zmq.RCVHWM, 0)
+            place = f"inproc://skyseg-door-{secrets.token_hex(8)}"
+            socket.monitor(
+                place,
                 zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH,
             )  # fmt: skip
+            self.monitor.connect(place)
             socket.bind(address)
         except zmq.ZMQError:
             self._end(socket, 0)
@@ -194,7 +201,7 @@ class Door:
         return socket
 
     def _end(self, socket: "zmq.Socket[bytes]", linger_ms: int | None = None) -> None:
-        socket.disable_monitor()
+        socket.monitor(None, 0)
         self.monitor.close(linger=0)
         socket.close(linger_ms)
 

@@ -23,7 +23,7 @@ from realtime_skyseg.streaming.messages import (
 )
 
 #: What was published last may stay in flight for this long after the end.
-_LINGER_MS = 2000
+_LINGER_MS = 1000
 
 #: A subscription is a few characters; this many may wait in the socket, and are taken in one turn.
 _MOST_TOPIC_BYTES, _MOST_WAITING, _MOST_CHANGES = 1024, 16, 64
@@ -178,7 +178,7 @@ class Publisher:
             self._send_header()
 
     def close(self) -> None:
-        """Repeat the end of the run, send what is in flight, at most 2 s, and release the socket. Safe to repeat."""
+        """Repeat the end of the run, send what is in flight, at most 1 s, and release the socket. Safe to repeat."""
         if self._end and not self._socket.closed:
             # The same msg_number, so that it is no loss to whoever has it already.
             if self.subscriptions:
