@@ -294,8 +294,7 @@ class Pipeline:
         if camera.is_alive():
             self.camera_left = True
             message = "the camera's driver does not return, and is left behind"
-            self._faults.append(message)
-            self._alarm("fault", message)
+            self.report_fault(message)
         self._to_analysis.close()
         analysis.join()
         cause = Skipped.FAILED if self._analysis_broke else self._gap_cause
@@ -625,8 +624,7 @@ class Pipeline:
             except DiskFullError as error:
                 if full_from == math.inf:
                     full_from = newest + 1
-                    self._faults.append(str(error))
-                    self._alarm("fault", str(error))
+                    self.report_fault(str(error))
                     if self._stop_when_full:
                         self.stop()
             except Exception as error:
@@ -641,8 +639,7 @@ class Pipeline:
             if writer.changed_frame >= 0 and not changed:
                 changed = True
                 message = f"the camera changed the image of frame {writer.changed_frame} after it handed it over"
-                self._faults.append(message)
-                self._alarm("fault", message)
+                self.report_fault(message)
             if over:
                 break
         while self._alarms and not broken:

@@ -64,21 +64,20 @@ class _Stack(Recording):
             raise ValueError(
                 f"its chunks are {chunks} {dtype}; allowed: up to {MOST_CHUNK_BYTES / 1e6:.0f} MB decompressed at once"
             )
-        axes = dict(zip(names or [f"axis {i}" for i in range(len(outer))], outer, strict=False))
         if names is None:
-            axes = {"time": math.prod(outer)}
+            n_frames = math.prod(outer)
+            select(self.path, {"time": n_frames}, choice, {})
             self._index: list[int | None] = [0 if n == 1 else None for n in outer]
             if outer and None not in self._index:
                 self._index[0] = None
         else:
+            axes = dict(zip(names, outer, strict=False))
             fixed = select(self.path, axes, choice, labels or {})
             free = next((name for name in axes if name not in fixed), next(iter(axes), ""))
             self._index = [None if name == free else fixed[name] for name in axes]
-            axes = {"time": axes.get(free, 1)}
-        if names is None:
-            select(self.path, axes, choice, {})
+            n_frames = axes.get(free, 1)
         self._array = array
-        self.n_frames = axes["time"]
+        self.n_frames = n_frames
         if self.n_frames == 0:
             raise ValueError("the array holds no frames; allowed: at least 1")
         if chunks is not None and None in self._index:

@@ -25,7 +25,7 @@ from realtime_skyseg.recordings.micromanager import AXES, Key, Planes, parts
 from realtime_skyseg.recordings.recording import Choice, Recording, check_size, select
 from realtime_skyseg.records import printable
 
-_SUBFILE, _OLD_SUBFILE, _WIDTH, _DESCRIPTION, _MICRO_MANAGER = 254, 255, 256, 270, 51123
+_SUBFILE, _OLD_SUBFILE, _DESCRIPTION, _MICRO_MANAGER = 254, 255, 270, 51123
 _MOST_OPEN = 8  # files of a set
 _MOST_TEXT = 2**26
 _MOST_FRAMES = 2_000_000
@@ -96,7 +96,6 @@ def read_chain(file: BinaryIO) -> Chain:
         subfile = _short(data, tags.get(_SUBFILE), offset + count_size, order)
         old = _short(data, tags.get(_OLD_SUBFILE), offset + count_size, order)
         small = bool(subfile & 0b101) or (_SUBFILE not in tags and old == 2)
-        tags[-1] = (len(several), 0, 0)
         (reduced if small else full).append((offset, tags))
         if len(full) + len(reduced) == 1:
             firsts = several
