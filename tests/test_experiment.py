@@ -68,7 +68,7 @@ def written(supply: Supply) -> list[float]:
     """The fields in the log of a supply that another process may be writing at this moment."""
     log = supply.folder / "log"
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
-    return [10 * float(line.split()[1]) for line in lines]
+    return [10 * float(line.split()[-1]) for line in lines]
 
 
 def texts(rows: np.ndarray, name: str) -> list[str]:

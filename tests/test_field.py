@@ -69,12 +69,13 @@ class FileSupply:
 
     def set(self, value):
         self._wait()
+        begun_ns = time.time_ns()
         if (self._folder / "refuse").exists():
             raise FieldError("it refuses")
         if (self._folder / "ignore").exists():
             return
         with self._log.open("a") as log:
-            log.write(f"{time.time_ns()} {value!r}\\n")
+            log.write(f"{time.time_ns()} {begun_ns} {value!r}\\n")
 
     def read(self):
         self._wait()
@@ -103,7 +104,16 @@ class Supply:
     def log(self) -> np.ndarray:
         """Rows of time in s and output in mT."""
         rows = [line.split() for line in (self.folder / "log").read_text().splitlines()]
-        return np.array([[int(time_ns) / 1e9, 10 * float(value)] for time_ns, value in rows])
+        return np.array([[int(row[0]) / 1e9, 10 * float(row[-1])] for row in rows])
+
+    def rates(self) -> np.ndarray:
+        """Of each change, its size in mT over the longest time it may have had, in mT/s.
+
+        Where within a call the supply changes, only the supply knows: a busy machine may stop it there for a while.
+        """
+        rows = [line.split() for line in (self.folder / "log").read_text().splitlines()]
+        begun, changed = (np.array([int(row[place]) / 1e9 for row in rows]) for place in (-2, 0))
+        return np.abs(np.diff(self.log()[:, 1])) / (changed[1:] - begun[:-1])
 
     @property
     def field_mT(self) -> float:
@@ -535,9 +545,8 @@ def test_the_slew_rate_is_never_exceeded(supply: Supply) -> None:
         time.sleep(0.1)
         field.set_mT(-10)  # under way
         assert field.wait_settled(10)
-    times, fields = supply.log().T
-    rates = np.abs(np.diff(fields)) / np.diff(times)
-    assert rates.max() <= 200 * 1.001
+    _, fields = supply.log().T
+    assert supply.rates().max() <= 200 * 1.001
     assert np.abs(np.diff(fields)).max() < 200 * 0.2
     assert supply.field_mT == 0
     ramp = (fields.max() - fields.min()) / 200
@@ -711,8 +720,7 @@ def kill(field: FieldGuard) -> None:
 
 def slow_rate(supply: Supply) -> float:
     """The fastest change in the log, in mT/s; steps from the field as found are left out."""
-    times, fields = supply.log().T
-    return float((np.abs(np.diff(fields)) / np.diff(times))[1:].max())
+    return float(supply.rates()[1:].max())
 
 
 @POSIX
@@ -829,8 +837,7 @@ def test_a_guard_told_to_terminate_makes_the_field_safe_first(supply: Supply) ->
         assert field.wait_settled(5)
         os.kill(field._process.pid, signal.SIGTERM)
         within(5, lambda: supply.field_mT == 0)
-    times, fields = supply.log().T
-    assert (np.abs(np.diff(fields)) / np.diff(times)).max() <= 500 * 1.001
+    assert supply.rates().max() <= 500 * 1.001
 
 
 @POSIX
@@ -927,11 +934,11 @@ def test_kill_9_of_the_service_makes_the_field_safe(service: "subprocess.Popen[s
     killed = time.time()
     service.kill()
     within(10, lambda: supply.field_mT == 0)
-    times, fields = supply.log().T
+    times, _ = supply.log().T
     first, last = times[np.argmax(times > killed)], times[-1]
     assert first - killed < 0.5  # documented: at once; half a second on a loaded machine
     assert last - killed < 0.5 + 1.5 * 50 / 250
-    assert (np.abs(np.diff(fields)) / np.diff(times)).max() <= 250 * 1.001
+    assert supply.rates().max() <= 250 * 1.001
     within(5, (supply.folder / "closed").exists)
     assert supply.field_mT == 0
 
