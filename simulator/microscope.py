@@ -31,12 +31,12 @@ from typing import Annotated, Any, Literal
 
 import cv2
 import h5py
-import hdf5plugin
 import numpy as np
 from pydantic import Field
 
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError, SkysegError
+from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import Image
 from simulator.faults import (
     CameraDies,
@@ -231,9 +231,7 @@ class TruthFile:
             self._file.create_dataset(f"magnet/{name}", (0,), kind, maxshape=(None,), chunks=(1024,))
         self._file.create_dataset("positions", (0, 2), "f4", maxshape=(None, 2), chunks=(1024, 2))
         view = (settings.height_px, settings.width_px)
-        self._file.create_dataset(
-            "mask", (0, *view), "u1", maxshape=(None, *view), chunks=(1, *view), **hdf5plugin.Bitshuffle()
-        )
+        self._file.create_dataset("mask", (0, *view), "u1", maxshape=(None, *view), chunks=(1, *view), **bitshuffle)
 
     def add(self, values: tuple[float, ...], truth: Truth) -> None:
         """Add an exposure: the values of `COLUMNS`, and what is in the view."""

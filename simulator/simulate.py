@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal, Protocol
 
 import cv2
 import h5py
-import hdf5plugin
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from rich.progress import track
 from realtime_skyseg import config, yaml_text
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.recordings import LabelledRecording
 from realtime_skyseg.records import Class
 from simulator.kerr_camera import KerrCamera, KerrSettings
@@ -354,7 +354,7 @@ class Hdf5Writer(AbstractContextManager["Hdf5Writer"]):
         """Append one frame."""
         index = len(self._file["count"]) if "count" in self._file else 0
         for name, value in (("frames", frame.image), ("masks", frame.truth.mask)):
-            self._append(name, value, **hdf5plugin.Bitshuffle())
+            self._append(name, value, **bitshuffle)
         for name in ("time_s", "field_mT", "in_plane_mT", "source"):
             self._append(name, np.asarray(getattr(frame, name)))
         self._append("count", np.asarray(frame.truth.count, np.int32))

@@ -212,7 +212,8 @@ class Hdf5Recording(_Stack):
     def __init__(self, path: Path, choice: Choice = Choice()) -> None:  # noqa: B008  frozen
         super().__init__(path)
         import h5py
-        import hdf5plugin  # noqa: F401  registers the compression filters
+
+        import realtime_skyseg.hdf5_filters  # noqa: F401
 
         try:
             try:

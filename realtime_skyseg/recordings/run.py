@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401  registers the compression filters
 import numpy as np
 from numpy.typing import NDArray
 

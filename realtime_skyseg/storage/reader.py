@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import h5py
-import hdf5plugin  # noqa: F401  registers the compression filters
 import numpy as np
 import yaml
 
+import realtime_skyseg.hdf5_filters  # noqa: F401  files are read with them
 from realtime_skyseg import yaml_text
 from realtime_skyseg.errors import RunFileError, RunFileUnusableError
 from realtime_skyseg.records import Background, Objects, Skipped, printable

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
-import hdf5plugin
 import numpy as np
 
+from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import NOT_ANALYSED
 from realtime_skyseg.storage.chunk import Chunk, DirectDataset
 
@@ -97,7 +97,7 @@ class Segments:
             for kind, dtype, fill in kinds:
                 file.create_dataset(
                     kind, (self.frames, *self._shape), dtype, chunks=(1, *self._shape), fillvalue=fill, fletcher32=True,
-                    **hdf5plugin.Bitshuffle(cname="lz4"),
+                    **bitshuffle,
                 )  # fmt: skip
             file.swmr_mode = True
             stacks: dict[Kind, DirectDataset] = {kind: DirectDataset(file, kind) for kind, _, _ in kinds}

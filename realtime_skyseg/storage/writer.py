@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import h5py
-import hdf5plugin
 import numpy as np
 
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
+from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
 from realtime_skyseg.storage import layout
 from realtime_skyseg.storage.chunk import Chunk, Column, DirectDataset, pack
@@ -775,7 +775,7 @@ def new_stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.d
         chunks=(1, *shape),
         fillvalue=fill,
         fletcher32=True,
-        **hdf5plugin.Bitshuffle(cname="lz4"),
+        **bitshuffle,
     )
     stack.attrs["interpretation"] = "image"
     return stack
