@@ -486,10 +486,10 @@ class Service:
         wanted, seconds = self.config.stream.wait_for_subscribers, self.config.stream.wait_s
         deadline = time.monotonic() + seconds
         while not self._stop.is_set():
-            if publisher.wait_for_subscriptions(wanted, min(0.25, max(0.0, deadline - time.monotonic()))):
+            if publisher.wait_for_clients(wanted, min(0.25, max(0.0, deadline - time.monotonic()))):
                 return
             if time.monotonic() >= deadline:
-                joined = publisher.subscriptions
+                joined = publisher.joined
                 raise StreamError(f"stream.wait_for_subscribers: {joined} of {wanted} joined within {seconds:g} s")
 
     def _preparation(self, camera: Camera, segmenter: Segmenter) -> Preparation | None:

@@ -18,6 +18,7 @@ from realtime_skyseg.batch import analyse
 from realtime_skyseg.cli import main
 from realtime_skyseg.errors import ModelError, RunFileError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED, Skipped
+from realtime_skyseg.storage import layout, tables
 
 N = 12
 
@@ -50,8 +51,7 @@ def forget_results(path: Path, target: Path, indices: list[int], cause: Skipped 
         for index in indices:
             file["entry/segmentation/mask"][index] = NOT_ANALYSED
         kept = objects[~np.isin(objects["frame"], indices)]
-        file["entry/objects"].resize(len(kept), axis=0)
-        file["entry/objects"][:] = kept
+        tables.replace(file[layout.OBJECTS], layout.OBJECT_COLUMNS, kept)
     return target
 
 
@@ -257,14 +257,13 @@ def test_a_run_in_segments_is_filled_in(tmp_path: Path, images: Path) -> None:
     again = Path(whole.run_file).read_bytes()
     with h5py.File(live.run_file, "r+") as file:
         frames = file["entry/frames"]
-        objects = file["entry/objects"][()]
+        objects = tables.read(file[layout.OBJECTS], layout.OBJECT_COLUMNS)
         for name in ("count", "stripes", "area_fraction", "segmented_ns", "source_crc32", "mask_crc32",
                      "objects_crc32", "result_crc32"):  # fmt: skip
             frames[name][[2, 7]] = frames[name].fillvalue
         frames["skipped"][[2, 7]] = Skipped.SUPERSEDED
         kept = objects[~np.isin(objects["frame"], [2, 7])]
-        file["entry/objects"].resize(len(kept), axis=0)
-        file["entry/objects"][:] = kept
+        tables.replace(file[layout.OBJECTS], layout.OBJECT_COLUMNS, kept)
     summary = analyse(Path(live.run_file), tmp_path / "out")
     assert summary["analysed_afterwards"] == 2
     assert_equal(Path(whole.run_file), Path(summary["run_file"]))

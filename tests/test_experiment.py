@@ -29,8 +29,9 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import ControlError, RunFileError, SettingsError
 from realtime_skyseg.experiment import fields, redecide, transitions
+from realtime_skyseg.quantities import row_dtype
 from realtime_skyseg.segmentation.threshold import save_threshold
-from realtime_skyseg.storage import layout
+from realtime_skyseg.storage import layout, tables
 
 #: A little of everything; two seconds on a recording at 40 frames per second.
 PROGRAMME: list[dict[str, Any]] = [
@@ -413,8 +414,9 @@ def test_a_run_goes_on_only_with_what_it_was_made_with(tmp_path: Path, supply: S
         with sky.Control(service.control_address) as control:
             control.ask("stop")
     with h5py.File(killed, "r+") as file:  # as if it had been killed there
-        told = file[f"{layout.EXPERIMENT}/inputs"]
-        told.resize((int(np.argmax(told["told"] == 5)),))
+        told, columns = file[f"{layout.EXPERIMENT}/inputs"], layout.EXPERIMENT_TABLES["inputs"]
+        rows = tables.read(told, columns)
+        tables.replace(told, columns, rows[: int(np.argmax(rows["told"] == 5))])
     for change, name in CHANGES:
         (tmp_path / "mine.py").write_text("def decide(results): return None")
         tree = made.model_dump(mode="json")
@@ -602,7 +604,7 @@ def test_nucleation_and_annihilation_fields() -> None:
         (3.0, -1, 0, 0), (2.5, -1, 0, 0), (2.0, -1, 4, 0), (2.5, 1, 3, 0), (3.0, 1, 0.3, 0),
         (2.5, -1, 0.5, 1), (2.0, -1, 0, 1), (1.5, -1, 9, 1),
     ]  # fmt: skip
-    steps = np.zeros(len(rows), [(name, code) for name, (code, _, _) in layout.STEP_COLUMNS.items()])
+    steps = np.zeros(len(rows), row_dtype(layout.STEP_COLUMNS))
     for row, (field_mT, direction, count, cycle) in zip(steps, rows, strict=True):
         row["field_mT"], row["direction"], row["count"], row["cycle"], row["frames"] = (
             field_mT, direction, count, cycle, 3

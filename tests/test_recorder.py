@@ -98,7 +98,7 @@ SPOILT = [
     ("entry/frames/raw_crc32", "its row of frames is damaged"),
     ("entry/instrument/detector/data", "its raw frame is not the one that was written"),
     ("entry/segmentation/mask", "its mask is not the one that was written"),
-    ("entry/objects", "its objects are not those that were written"),
+    ("entry/objects/area", "its objects are not those that were written"),
 ]
 
 
@@ -110,10 +110,10 @@ def test_what_was_changed_afterwards_is_noticed(tmp_path: Path, dataset: str, se
         writer.add_result(result(frame(index)))
     writer.close({}, 0)
     with h5py.File(tmp_path / "run.h5", "r+") as file:
-        if dataset == "entry/objects":
-            rows = file[dataset][()]
-            rows["area"][rows["frame"] == 1] += 1
-            file[dataset][()] = rows
+        if dataset == "entry/objects/area":
+            areas = file[dataset][()]
+            areas[file["entry/objects/frame"][()] == 1] += 1
+            file[dataset][()] = areas
         else:
             file[dataset][1] = file[dataset][1] + 1
     with open_run(tmp_path / "run.h5") as run:
@@ -248,7 +248,7 @@ def test_the_stream_goes_on_while_the_disk_stalls(tmp_path: Path, segmenter: Seg
     camera = ListCamera(frames(400, pause_s=0.01))
     pipeline = Pipeline(camera, segmenter, writer, publisher, "latest", 3, 4, stall_s=0.3)
     with Subscriber(publisher.address) as subscriber:
-        assert publisher.wait_for_subscriptions(1, 10)
+        assert publisher.wait_for_clients(1, 10)
         pipeline.start()
         watch = threading.Thread(target=lambda: [None for _ in iter(lambda: pipeline.wait(0.1), True)])
         watch.start()

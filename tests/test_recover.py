@@ -283,7 +283,7 @@ def test_a_file_that_leads_elsewhere_is_refused_and_nothing_else_touched(
             layout[:] = h5py.VirtualSource(".", "/entry/instrument/detector/data", (N, *SHAPE))
             file.create_virtual_dataset("entry/instrument/detector/data", layout)
         else:
-            file["entry/objects"].resize(10**10, axis=0)
+            file["entry/objects/area"].resize(10**10, axis=0)
     victim.write_text("TOP SECRET")
     with pytest.raises(RunFileError, match=r"is a link to|is stored in|is a view of|more than the file holds"):
         open_run(path)

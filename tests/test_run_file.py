@@ -249,7 +249,8 @@ def test_the_file_follows_nexus(tmp_path: Path) -> None:
         assert data["time"].attrs["units"] == "s"
         assert datetime.fromisoformat(data["time"].attrs["start"])
         assert entry["masks"][entry["masks"].attrs["signal"]].shape == (1, *SHAPE)
-        assert json.loads(entry["objects"].attrs["units"])["diameter"] == "px"
+        assert entry["objects/diameter"].attrs["units"] == "px"
+        assert entry["objects/kind"].attrs["long_name"] == "0: skyrmion, 1: stripe"
         assert json.loads(entry["frames/skipped"].attrs["codes"])["superseded"] == 1
         classes = {}
         file.visititems(lambda name, item: classes.update({name: item.attrs.get("NX_class")}))

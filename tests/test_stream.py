@@ -68,7 +68,7 @@ def test_dranspose_reads_what_is_published(kind: str) -> None:
         socket.setsockopt(zmq.LINGER, 0)
         socket.subscribe(b'{"htype":"' + kind.encode())
         socket.connect(publisher.address)
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.start(HEADER)
         publisher.result(sent)
         publisher.end("ok", "", {})
@@ -87,7 +87,7 @@ def test_the_end_of_a_run_is_said_twice_and_no_message_is_missed() -> None:
     """The second end is for whoever joins late; it has the first one's number, so it is no gap."""
     publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0"), "run")
     with Subscriber(publisher.address) as early:
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.start(HEADER)
         publisher.end("ok", "", {"received": 3})
         with Subscriber(publisher.address) as late:
@@ -285,7 +285,7 @@ def settings(**values: object) -> StreamSettings:
 def test_a_run_reaches_its_subscriber() -> None:
     publisher = Publisher(settings(), "run-1")
     with Subscriber(publisher.address) as subscriber:
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.start(HEADER)
         sent = [result(index) for index in range(3)]
         for one in sent:
@@ -312,7 +312,7 @@ def test_who_joins_late_gets_the_header() -> None:
     publisher.start(HEADER)
     publisher.result(result(0))
     with Subscriber(publisher.address) as late:
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.result(result(1))
         first = late.receive(5)
         assert isinstance(first, HeaderMessage)
@@ -327,7 +327,7 @@ def test_who_joins_late_gets_the_header() -> None:
 def test_latest_skips_what_is_old() -> None:
     publisher = Publisher(settings(), "run-1")
     with Subscriber(publisher.address) as subscriber:
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         for index in range(20):
             publisher.result(result(index))
         time.sleep(0.3)  # a busy client
@@ -344,7 +344,7 @@ def test_latest_skips_what_is_old() -> None:
 def test_counts_alone_need_no_masks() -> None:
     publisher = Publisher(settings(), "run-1")
     with Subscriber(publisher.address, masks=False) as subscriber:
-        assert publisher.wait_for_subscriptions(3, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.result(result(0))
         publisher.end("ok", "", {})
         assert [type(message) for message in subscriber.every(5)] == [CountsMessage, SeriesEndMessage]
@@ -358,7 +358,7 @@ def test_a_slow_subscriber_loses_and_a_fast_one_does_not() -> None:
         Subscriber(publisher.address, queue_messages=4) as slow,
         Subscriber(publisher.address, queue_messages=1000) as fast,
     ):
-        assert publisher.wait_for_subscriptions(2, 5)
+        assert publisher.wait_for_clients(2, 5)
         received = 0
         longest_s = 0.0
         n = 60
@@ -403,7 +403,7 @@ def test_a_gap_in_the_numbers_is_a_loss() -> None:
 def test_the_heartbeat_comes_when_due() -> None:
     publisher = Publisher(settings(heartbeat_s=0.05), "run-1")
     with Subscriber(publisher.address) as subscriber:
-        assert publisher.wait_for_subscriptions(1, 5)
+        assert publisher.wait_for_clients(1, 5)
         publisher.heartbeat({"received": 0})
         assert subscriber.receive(0.02) is None
         time.sleep(publisher.seconds_to_heartbeat())

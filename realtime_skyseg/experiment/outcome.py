@@ -1,6 +1,5 @@
 """What comes out of an experiment: nucleation and annihilation fields, clips of events."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, RunFileUnusableError
 from realtime_skyseg.storage import Run, open_run
 
@@ -128,7 +128,7 @@ def _spans(run: Run) -> list[tuple[int, int]]:
     times = run.table["time_s"]
     spans: list[tuple[int, int]] = []
     for row in experiment["decisions"]:
-        asked = json.loads(row["inputs"]).get("span_s")
+        asked = json_text.load(row["inputs"]).get("span_s")
         frame = int(row["frame"])
         if not asked or not 0 <= frame < len(times):
             continue

@@ -1,6 +1,5 @@
 """A run told to the machine again, from its file: the same decisions, and the state to go on from after a kill."""
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 
+from realtime_skyseg import json_text
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.experiment.machine import AskRule, Machine, Moment, Row, Told
@@ -76,7 +76,7 @@ def changed_since(path: Path, config: Config) -> list[str]:
     with open_run(path) as run:
         if run.experiment is None:
             raise RunFileUnusableError(f"run file '{path}' has no experiment")
-        before, rules = run.config, json.loads(run.experiment["python_rules"] or "{}")
+        before, rules = run.config, json_text.load(run.experiment["python_rules"] or "{}")
     now = config.model_dump(mode="json")
     with suppress(SettingsError):  # with the defaults of keys that did not exist then
         before = validate(before).model_dump(mode="json")
@@ -244,7 +244,7 @@ def redecide(path: str | Path) -> list[str]:
         experiment = run.experiment
         settings, _ = _settings_of(run)
         assert experiment is not None
-        known = json.loads(experiment["python_rules"] or "{}")
+        known = json_text.load(experiment["python_rules"] or "{}")
         for file, digest in sources(settings.rules).items():
             if known.get(file) != digest:
                 differences.append(f"the Python rule in '{file}' is not the one that the run used")

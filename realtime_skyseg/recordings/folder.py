@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import RecordingError, SettingsError
 from realtime_skyseg.recordings.micromanager import AXES, Planes, is_image, key_of_name
 from realtime_skyseg.recordings.order import in_order
@@ -242,8 +242,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     for end in ("", "}", "}}"):
-        with contextlib.suppress(ValueError, RecursionError):
-            told = json.loads(text + end)
+        with contextlib.suppress(ValueError):
+            told = json_text.load(text + end)
             return told if isinstance(told, dict) else {}
     return {}
 

@@ -4,7 +4,6 @@ The pages are found by the chain of their directories, which alone tells whether
 itself then says which page is which frame.
 """
 
-import json
 import logging
 import math
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.recordings.micromanager import AXES, Key, Planes, parts
 from realtime_skyseg.recordings.recording import Choice, Recording, check_size, select
@@ -648,8 +648,8 @@ def _xml(text: str) -> ElementTree.Element | None:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        described = json.loads(text)
+    with suppress(ValueError):
+        described = json_text.load(text)
         if isinstance(described, dict):
             return described
     return {}

@@ -4,7 +4,6 @@ A .keras file is a zip of `config.json` (layers and how they are connected) and 
 """
 
 import io
-import json
 import re
 import zipfile
 from collections import Counter
@@ -17,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation.model import NetworkShape, save_model
@@ -73,7 +73,7 @@ def _read(path: Path) -> list[_Layer]:
         raise SettingsError(f"model file '{path}' does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]["layers"]
+            config = json_text.load(archive.read("config.json"))["config"]["layers"]
             weights = io.BytesIO(archive.read("model.weights.h5"))
         with h5py.File(weights, "r") as file:
             return list(_layers(config, file))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation.scaling import Scaling
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 FORMAT = "skyseg-model-1"
 _SHIPPED = Path(__file__).parent.parent / "models"
+
+#: No network has more levels, or a larger number of anything else.
+_MOST_LEVELS, _LARGEST = 8, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,15 @@ class Model:
 
     def load_network(self) -> "UNet":
         """Build the torch network in float32 and evaluation mode."""
+        import torch
         from safetensors.torch import load_file
 
         from realtime_skyseg.segmentation.network import UNet
 
-        network = UNet(self.shape)
+        with torch.device("meta"):  # without weights: a file may ask for more than there is memory
+            network = UNet(self.shape)
         try:
-            network.load_state_dict(load_file(self.path))
+            network.load_state_dict(load_file(self.path), assign=True)
         except RuntimeError as error:
             raise ModelError(f"model {self.path}: its weights do not fit the network {self.network}") from error
         return network.eval()
@@ -134,13 +140,23 @@ def load_model(name: str) -> Model:
         raise ModelError(f"model {path} cannot be read as safetensors: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ModelError(f"model {path} has format '{metadata.get('format')}'; allowed: '{FORMAT}'")
+    try:
+        network, training = json_text.load(metadata["network"]), json_text.load(metadata.get("training", "{}"))
+        sides = [value for value in asdict(NetworkShape(**network)).values() if not isinstance(value, str)]
+        if (
+            not all(isinstance(value, int) and 0 <= value <= _LARGEST for value in sides)
+            or network.get("depth", 0) > _MOST_LEVELS
+        ):
+            raise ValueError(f"{network}; allowed: whole numbers from 0 to {_LARGEST}, depth up to {_MOST_LEVELS}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"model {path} does not say what network it is: {str(error)[:200]}") from error
     return Model(
         name=path.stem,
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        network=json.loads(metadata["network"]),
+        network=network,
         scaling=metadata.get("scaling", "percentiles"),
-        training=json.loads(metadata.get("training", "{}")),
+        training=training,
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.records import Counters, Event, Result, Skipped
-from realtime_skyseg.storage import layout
+from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import pack
 from realtime_skyseg.storage.reader import row_check
-from realtime_skyseg.storage.writer import append, result_row
+from realtime_skyseg.storage.writer import result_row
 
 
 class RunFiller:
@@ -51,8 +52,8 @@ class RunFiller:
         for name, column in self._columns.items():
             if len(column) < n:
                 column.resize(n, axis=0)
-                column[:] = np.where(np.arange(n) < n, column[:], layout.RESULT_COLUMNS[name][1])
-        self._objects = [self._file[layout.OBJECTS][()]]
+                column[:] = np.where(np.arange(n) < n, column[:], layout.RESULT_COLUMNS[name].fill)
+        self._objects = [tables.read(self._file[layout.OBJECTS], layout.OBJECT_COLUMNS)]
         self.filled = 0
 
     def add_result(self, result: Result) -> None:
@@ -82,11 +83,10 @@ class RunFiller:
         try:
             with self._file as file:
                 rows = np.concatenate(self._objects)
-                table = file[layout.OBJECTS]
-                table.resize(0, axis=0)
-                append(table, [rows[np.argsort(rows["frame"], kind="stable")]])
+                rows = rows[np.argsort(rows["frame"], kind="stable")]
+                tables.replace(file[layout.OBJECTS], layout.OBJECT_COLUMNS, rows)
                 noted = (event.time_ns, event.frame, event.kind.encode()[:32], event.message.encode()[:1000])
-                append(file[layout.EVENTS], [np.array([noted], layout.EVENT_DTYPE)])
+                tables.append(file[layout.EVENTS], np.array([noted], layout.EVENT_DTYPE))
                 summary = self._summary()
                 file[layout.SUMMARY][()] = json.dumps(summary).encode()[: layout.SUMMARY_LENGTH]
             self.partial.rename(self.path)
@@ -104,7 +104,7 @@ class RunFiller:
     def _summary(self) -> dict[str, Any]:
         """That of the run, with what was analysed afterwards counted as analysed."""
         text = self._file[layout.SUMMARY][()].decode()
-        summary: dict[str, Any] = json.loads(text) if text else {"frames": Counters().as_dict()}
+        summary: dict[str, Any] = json_text.load(text) if text else {"frames": Counters().as_dict()}
         skipped = self._frames["skipped"][()]
         frames = dict(summary["frames"])
         frames["analysed"] = int((skipped == Skipped.NOT_SKIPPED).sum())

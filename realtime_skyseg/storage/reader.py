@@ -1,6 +1,5 @@
 """Reading a run file: finished, being written, or left behind by a kill."""
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 import yaml
 
 import realtime_skyseg.hdf5_filters  # noqa: F401  files are read with them
-from realtime_skyseg import yaml_text
+from realtime_skyseg import json_text, yaml_text
 from realtime_skyseg.errors import RunFileError, RunFileUnusableError
+from realtime_skyseg.quantities import blank_rows
 from realtime_skyseg.records import Background, Objects, Skipped, printable
-from realtime_skyseg.storage import layout, trust
+from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32
 
 
@@ -32,11 +32,11 @@ class Run:
         self.path = Path(path)
         self._file, self.state = _open(self.path)
         told = self._file.attrs.get("layout")
-        if told is not None and str(told) != layout.LAYOUT_VERSION:
+        if told is not None and str(told) not in layout.LAYOUT_VERSIONS:
             self.close()
             raise RunFileUnusableError(
-                f"'{path}' has the layout {printable(told)[:40]!r}; allowed: {layout.LAYOUT_VERSION!r}, or a newer "
-                "version of this product"
+                f"'{path}' has the layout {printable(told)[:40]!r}; allowed: "
+                f"{' or '.join(layout.LAYOUT_VERSIONS)}, or a newer version of this product"
             )
         try:
             trust.check(self._file, self.path)
@@ -57,6 +57,9 @@ class Run:
                 for name in layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
                 if name in frames or name not in layout.LATER_COLUMNS
             }
+            for name, column in self._columns.items():
+                if column.ndim != 1 or column.dtype.kind not in "iufb":
+                    raise KeyError(f"{layout.FRAMES}/{name} of one number per frame")
         except KeyError as error:
             self.close()
             raise RunFileUnusableError(f"'{path}' is not a run file of this product: it has no {error}") from error
@@ -70,26 +73,22 @@ class Run:
     def table(self) -> np.ndarray:
         """One row per frame: the names of `layout.FRAME_COLUMNS` and `layout.RESULT_COLUMNS`."""
         n = self.n_frames
-        kinds = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
-        table = np.empty(n, [(name, np.dtype(kind)) for name, (kind, _, _, _) in kinds.items()])
-        for name, (_, fill, _, _) in kinds.items():
-            values = self._columns[name][:n] if name in self._columns else []
+        table = blank_rows(layout.FRAME_COLUMNS | layout.RESULT_COLUMNS, n)
+        for name, column in self._columns.items():
+            values = column[:n]
             table[name][: len(values)] = _count(values) if name in ("count", "stripes") else values
-            table[name][len(values) :] = fill
         return table
 
     def objects(self, frame: int | None = None) -> Objects:
         """The objects of one frame, or of all: rows with the frame's index and the columns of `OBJECT_DTYPE`."""
-        rows = self._file[layout.OBJECTS]
+        stored = self._file[layout.OBJECTS]
         if frame is None:
-            everything: Objects = rows[()]
-            return everything
+            return tables.read(stored, layout.OBJECT_COLUMNS)
         # Rows stand in the order of their frames, and a frame has as many as it has skyrmions and stripes.
         n_rows = np.zeros(min(frame + 1, len(self._columns["count"])), np.int64)
         for name in ("count", "stripes"):
             n_rows += np.maximum(np.nan_to_num(self._columns[name][: frame + 1]), 0).astype(np.int64)
-        of_frame: Objects = rows[int(n_rows[:frame].sum()) : int(n_rows.sum())]
-        return of_frame
+        return tables.read(stored, layout.OBJECT_COLUMNS, int(n_rows[:frame].sum()), int(n_rows.sum()))
 
     def problem(self, frame: int) -> str:
         """What is wrong with a frame, its row, or its result by the checks in the file, in one sentence; "": nothing.
@@ -144,20 +143,14 @@ class Run:
     def experiment(self) -> dict[str, Any] | None:
         """The field programme's outcome; None where the run had none.
 
-        `steps`, `decisions`, `inputs`: tables of `layout.STEP_COLUMNS` and `layout.EXPERIMENT_TABLES`, texts as bytes;
-        all else: texts.
+        `steps`, `decisions`, `inputs`: the tables of `layout.EXPERIMENT_TABLES`, texts as bytes; all else: texts.
         """
         group = self._file.get(layout.EXPERIMENT)
         if group is None:
             return None
-        columns = {name: group["steps"][name][()] for name in layout.STEP_COLUMNS}
-        n = min(map(len, columns.values()))  # of a file that was left behind by a kill they may differ
-        steps = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
-        for name, column in columns.items():
-            steps[name] = column[:n]
-        tables = {name: group[name][()] for name in layout.EXPERIMENT_TABLES}
-        texts = {name: self._text(group[name].name) for name in group if name not in ("steps", *tables)}
-        return {"steps": steps, **tables, **texts}
+        found = {name: tables.read(group[name], declared) for name, declared in layout.EXPERIMENT_TABLES.items()}
+        texts = {name: self._text(group[name].name) for name in group if name not in found}
+        return {**found, **texts}
 
     def backgrounds(self, start: int = 0) -> Iterator[Background]:
         """The backgrounds of the preparation from a number on, in the order in which they apply; -1: the last only."""
@@ -177,7 +170,7 @@ class Run:
                 "kind": row["kind"].decode(errors="replace"),
                 "message": row["message"].decode(errors="replace"),
             }
-            for row in self._file[layout.EVENTS][()]
+            for row in tables.read(self._file[layout.EVENTS], layout.EVENT_COLUMNS)
         ]
 
     @property
@@ -196,8 +189,8 @@ class Run:
         """Counters and latencies, as printed at the end; None for an unfinished file."""
         text = self._text(layout.SUMMARY)
         try:
-            summary = json.loads(text) if text else None
-        except (ValueError, RecursionError) as error:
+            summary = json_text.load(text) if text else None
+        except ValueError as error:
             raise RunFileUnusableError(f"run file '{self.path}': its summary cannot be read") from error
         return summary if isinstance(summary, dict) else None
 
@@ -222,8 +215,8 @@ class Run:
                 self.raw,
                 self.mask,
                 *self._columns.values(),
-                self._file[layout.OBJECTS],
-                self._file[layout.EVENTS],
+                *tables.datasets(self._file[layout.OBJECTS], layout.OBJECT_COLUMNS),
+                *tables.datasets(self._file[layout.EVENTS], layout.EVENT_COLUMNS),
                 *(self._file[layout.PREPARATION].values() if layout.PREPARATION in self._file else ()),
             ):
                 dataset.refresh()
@@ -253,7 +246,7 @@ def _count(values: Any) -> np.ndarray:
 
 def row_check(row: Mapping[str, Any], column: h5py.Dataset) -> int:
     """The CRC-32 that a column of checks should hold for a row with these values."""
-    covers = json.loads(column.attrs["covers"])
+    covers = json_text.load(column.attrs["covers"])
     group = column.parent
     return zlib.crc32(b"".join(np.asarray(row[name], group[name].dtype).tobytes() for name in covers))
 

@@ -31,12 +31,14 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, SettingsError
+from realtime_skyseg.quantities import Columns, row_dtype
 from realtime_skyseg.records import Counters, Skipped
-from realtime_skyseg.storage import layout, trust
+from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
 from realtime_skyseg.storage.segments import FRAMES_PER_FILE
-from realtime_skyseg.storage.writer import append, iso, new_stack
+from realtime_skyseg.storage.writer import iso, new_stack
 
 _ALL_COLUMNS = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
 
@@ -123,7 +125,7 @@ def recover(path: str | Path, out: str | Path | None = None, patience_s: float =
             answered, told = process.stdout.read() if process.stdout else "", said.result()
             status = process.wait()
         try:
-            answer = json.loads(answered)
+            answer = json_text.load(answered)
         except ValueError:
             what = f"hangs for more than {patience_s:g} s" if "Timeout" in told else f"broke off (status {status})"
             answer = {"error": f"HDF5 {what} on its damage"}
@@ -247,16 +249,16 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
     n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
     table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
-        table[name] = _ALL_COLUMNS[name][1]
+        table[name] = _ALL_COLUMNS[name].fill
         table[name][: len(column)] = column[:n]
     rescue.frames = n
     rescue.checked = set(layout.CHECKS) <= set(columns)
     good_row = _good_rows(table, frames, "row_crc32")
     good_result = _good_rows(table, frames, "result_crc32")
-    objects = _read_table(damaged, layout.OBJECTS, rescue)
+    objects = _read_table(damaged, layout.OBJECTS, layout.OBJECT_COLUMNS, rescue)
     objects = objects[np.argsort(objects["frame"], kind="stable")]
     first = np.searchsorted(objects["frame"], np.arange(n + 1))
-    events = _read_table(damaged, layout.EVENTS, rescue)
+    events = _read_table(damaged, layout.EVENTS, layout.EVENT_COLUMNS, rescue)
 
     with ExitStack() as owned:
         new = owned.enter_context(h5py.File(partial, "x", libver=("v110", "v110")))
@@ -308,7 +310,7 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
         rescue.lost_frames.sort()
         rescue.lost_results.sort()
         rescue.written, rescue.analysed = int(table["written"].sum()), len(kept)
-        _write(new, table, list(kept.values()), [events])
+        _write(new, table, list(kept.values()), events)
         _conclude(new, table, rescue)
     return rescue
 
@@ -317,27 +319,39 @@ def _read_column(frames: h5py.Group, name: str, rescue: Rescue) -> NDArray[Any]:
     """A column as far as it can be read, with fill values for chunks that cannot."""
     try:
         column = frames[name]
-        values = np.full(len(column), _ALL_COLUMNS[name][1], column.dtype)
+        values = np.full(len(column), _ALL_COLUMNS[name].fill, column.dtype)
     except _DAMAGE as error:
         rescue.notes.append(f"the column '{name}' cannot be read: {_why(error)}")
-        return np.empty(0, _ALL_COLUMNS[name][0])
+        return np.empty(0, _ALL_COLUMNS[name].dtype)
     for part in column.iter_chunks() if len(column) else ():
         with suppress(*_DAMAGE):  # its frames fail their check
             values[part] = column[part]
     return values
 
 
-def _read_table(damaged: h5py.File, name: str, rescue: Rescue) -> NDArray[Any]:
-    table = damaged[name]
-    parts, lost = [np.empty(0, table.dtype)], 0
-    for part in table.iter_chunks() if len(table) else ():
-        try:
-            parts.append(table[part])
-        except _DAMAGE:
-            lost += part[0].stop - part[0].start
-    if lost:
-        rescue.notes.append(f"{lost} of {len(table)} rows of '{name}' cannot be read")
-    return np.concatenate(parts)
+def _read_table(damaged: h5py.File, name: str, declared: Columns, rescue: Rescue) -> NDArray[Any]:
+    """The rows of a table that can be read in all columns."""
+    try:
+        table = damaged[name]
+        parts = tables.datasets(table, declared)
+        n = min(map(len, parts))
+        names = [] if isinstance(table, h5py.Dataset) else tables.names(table, declared)
+    except _DAMAGE as error:
+        rescue.notes.append(f"'{name}' cannot be read: {_why(error)}")
+        return np.empty(0, row_dtype(declared))
+    kinds = [(column, part.dtype) for column, part in zip(names, parts, strict=True)] if names else parts[0].dtype
+    rows, whole = np.empty(n, kinds), np.ones(n, bool)
+    for number, part in enumerate(parts):
+        values = rows[names[number]] if names else rows
+        for (chunk,) in part.iter_chunks() if len(part) else ():
+            rest = slice(chunk.start, min(chunk.stop, n))
+            try:
+                values[rest] = part[rest]
+            except _DAMAGE:
+                whole[rest] = False
+    if not whole.all():
+        rescue.notes.append(f"{n - whole.sum()} of {n} rows of '{name}' cannot be read")
+    return rows[whole]
 
 
 def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[np.bool_]:
@@ -345,7 +359,7 @@ def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[n
     n = len(table)
     if check not in (table.dtype.names or ()):
         return np.ones(n, bool)
-    covers = json.loads(frames[check].attrs["covers"])
+    covers = json_text.load(frames[check].attrs["covers"])
     if missing := set(covers) - set(table.dtype.names or ()):
         raise RunFileError(f"the columns {sorted(missing)} are missing")
     packed = np.empty(n, [(name, frames[name].dtype) for name in covers])
@@ -353,7 +367,7 @@ def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[n
         packed[name] = table[name]
     blank = np.empty(1, packed.dtype)
     for name in covers:
-        blank[name] = _ALL_COLUMNS[name][1]
+        blank[name] = _ALL_COLUMNS[name].fill
     never = blank.tobytes()
     rows = [row.tobytes() for row in packed]
     return np.array(
@@ -370,7 +384,7 @@ def _copy_group(
 ) -> None:
     """Copy a group with all below; stacks and tables are made empty. Hard links stay hard links."""
     stacks = (damaged[layout.RAW], damaged[layout.MASK])
-    tables = (damaged[layout.OBJECTS], damaged[layout.EVENTS], *damaged[layout.FRAMES].values())
+    emptied = _emptied(damaged)
     for name, value in source.attrs.items():
         target.attrs[name] = value
     for name in source:
@@ -386,14 +400,24 @@ def _copy_group(
             if item in stacks:
                 made[item] = new_stack(target, name, item.shape[1:], item.dtype, item.fillvalue)
             else:
-                made[item] = _new_like(item, target, name, (0,) if item in tables else item.shape)
-                if item not in tables:
+                made[item] = _new_like(item, target, name, (0,) if item in emptied else item.shape)
+                if item not in emptied:
                     for part in item.iter_chunks() if item.chunks and item.size else ((),):
                         made[item][part] = item[part]
             for key in set(item.attrs) - {FRAMES_PER_FILE}:
                 made[item].attrs[key] = item.attrs[key]
         except _DAMAGE as error:
             rescue.notes.append(f"'{source.name}/{name}' cannot be read: {_why(error)}")
+
+
+def _emptied(damaged: h5py.File) -> set[h5py.Dataset]:
+    """The datasets whose rows are written anew."""
+    found: set[h5py.Dataset] = set()
+    for name in (layout.OBJECTS, layout.EVENTS, layout.FRAMES):
+        with suppress(*_DAMAGE):
+            table = damaged[name]
+            found |= {table} if isinstance(table, h5py.Dataset) else set(table.values())
+    return found
 
 
 def _new_like(item: h5py.Dataset, target: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
@@ -466,15 +490,15 @@ def _value(row: NDArray[Any], name: str) -> int:
     return int(row[name][0]) if name in (row.dtype.names or ()) else -1
 
 
-def _clear(row: NDArray[Any], kind: dict[str, tuple[Any, float, str, str]]) -> None:
+def _clear(row: NDArray[Any], kind: Columns) -> None:
     for name in set(kind) & set(row.dtype.names or ()):
-        row[name] = kind[name][1]
+        row[name] = kind[name].fill
 
 
-def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], events: list[NDArray[Any]]) -> None:
+def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], events: NDArray[Any]) -> None:
     frames = new[layout.FRAMES]
     for check in set(layout.CHECKS) & set(table.dtype.names or ()):
-        covers = json.loads(frames[check].attrs["covers"])
+        covers = json_text.load(frames[check].attrs["covers"])
         packed = np.empty(len(table), [(name, table.dtype[name]) for name in covers])
         for name in covers:
             packed[name] = table[name]
@@ -483,8 +507,16 @@ def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], eve
     for name in table.dtype.names or ():
         frames[name].resize(len(table), axis=0)
         frames[name][:] = table[name]
-    for name, rows in ((layout.OBJECTS, objects), (layout.EVENTS, events)):
-        append(new[name], rows)
+    for name, declared, rows in (
+        (layout.OBJECTS, layout.OBJECT_COLUMNS, np.concatenate(objects) if objects else np.empty(0, layout.ROW_DTYPE)),
+        (layout.EVENTS, layout.EVENT_COLUMNS, events),
+    ):
+        if name not in new:
+            tables.create(new["entry"], name.rpartition("/")[2], declared)
+        if isinstance(new[name], h5py.Group):
+            for missing in set(declared) - set(new[name]):  # its description was damaged
+                tables.create_column(new[name], declared[missing])
+        tables.append(new[name], rows)
 
 
 def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue) -> None:
@@ -512,7 +544,7 @@ def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue) -> None:
         "latency_ms": {},
     }
     event = np.array([(last_ns, -1, b"recovered", message.encode()[:1000])], layout.EVENT_DTYPE)
-    append(new[layout.EVENTS], [event])
+    tables.append(new[layout.EVENTS], event)
     for name, value in (
         (layout.SUMMARY, json.dumps(summary).encode()),
         ("entry/end_time", iso(last_ns).encode()),

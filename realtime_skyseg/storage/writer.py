@@ -27,10 +27,12 @@ import numpy as np
 
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
 from realtime_skyseg.hdf5_filters import bitshuffle
+from realtime_skyseg.quantities import Columns, row_dtype
 from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
-from realtime_skyseg.storage import layout
+from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import Chunk, Column, DirectDataset, pack
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
+from realtime_skyseg.storage.tables import TableWriter
 
 #: Held back on the disk beyond 32 frames, for what is open when the disk is full.
 _RESERVE_BYTES = 48_000_000
@@ -178,19 +180,21 @@ class RunWriter:
         self._length = 0  # frames that are known of
         self._frames = _Block(self._file, layout.FRAME_COLUMNS, "row_crc32")
         self._results = _Block(self._file, layout.RESULT_COLUMNS, "result_crc32")
-        self._objects = Column(self._file, layout.OBJECTS)
-        self._events = Column(self._file, layout.EVENTS)
+        self._objects = TableWriter(self._file, layout.OBJECTS, layout.OBJECT_COLUMNS)
+        self._events = TableWriter(self._file, layout.EVENTS, layout.EVENT_COLUMNS)
         self._backgrounds: deque[Background] = deque()
         self._stored_backgrounds = 0
         self._preparation = {
             name: Column(self._file, f"{layout.PREPARATION}/{name}") for name in ("first_frame", "source")
         }
         self._background_images = DirectDataset(self._file, f"{layout.PREPARATION}/background")
-        self._experiment: dict[str, Column] = {}
+        self._experiment: dict[str, TableWriter] = {}
         if provenance.experiment is not None:
             # What was decided is written after what it was told.
-            names = (*reversed(layout.EXPERIMENT_TABLES), *(f"steps/{name}" for name in layout.STEP_COLUMNS))
-            self._experiment = {name: Column(self._file, f"{layout.EXPERIMENT}/{name}") for name in names}
+            self._experiment = {
+                name: TableWriter(self._file, f"{layout.EXPERIMENT}/{name}", layout.EXPERIMENT_TABLES[name])
+                for name in reversed(layout.EXPERIMENT_TABLES)
+            }
         self._next_flush = time.monotonic() + flush_s
         self._most_waiting = 2 * threads + 2
         self._waiting: deque[tuple[Frame | Result | tuple[int, Skipped], Future[Chunk]]] = deque()
@@ -242,13 +246,9 @@ class RunWriter:
 
     def add_row(self, row: TableRow) -> None:
         """Take a row of an experiment's tables; it is written by `flush`. Texts are cut to their column."""
-        if row.table == "steps":
-            for name in layout.STEP_COLUMNS:
-                column = self._experiment[f"steps/{name}"]
-                column.add(np.array([_value(row.values[name])], column.dtype))
-        else:
-            values = tuple(_value(row.values[name]) for name in layout.EXPERIMENT_TABLES[row.table].names or ())
-            self._experiment[row.table].add(np.array([values], layout.EXPERIMENT_TABLES[row.table]))
+        table = self._experiment[row.table]
+        values = tuple(_value(row.values[name]) for name in table.dtype.names or ())
+        table.add(np.array([values], table.dtype))
 
     def flush_if_due(self) -> None:
         """Bring everything to the disk when `flush_s` has passed since the last time."""
@@ -422,8 +422,10 @@ class RunWriter:
             self._preparation["source"].add(np.array([background.source.encode()[:200]]))
             self._stored_backgrounds += 1
             self._backgrounds.popleft()
-        for column in (*self._preparation.values(), *self._experiment.values()):
+        for column in self._preparation.values():
             column.write()
+        for table in self._experiment.values():
+            table.write()
         self._file.flush()
 
     def _ask_disk(self, what: str, operation: Callable[[], None]) -> None:
@@ -555,22 +557,15 @@ class RunWriter:
             column.attrs["long_name"] = meaning
 
         frames = _group(entry, "frames", "NXcollection")
-        for name, (kind, fill, unit, meaning) in (layout.FRAME_COLUMNS | layout.RESULT_COLUMNS).items():
-            column = frames.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,), fillvalue=fill)
-            column.attrs["long_name"] = meaning
-            if unit:
-                column.attrs["units"] = unit
+        for quantity in (layout.FRAME_COLUMNS | layout.RESULT_COLUMNS).values():
+            tables.create_column(frames, quantity, packed=False)
         frames["skipped"].attrs["codes"] = json.dumps({cause.name.lower(): cause.value for cause in Skipped})
         if provenance.timing == "hand-over":
             frames["time_s"].attrs["start"] = iso(self._start_ns)
         for check, columns in zip(layout.CHECKS, (layout.FRAME_COLUMNS, layout.RESULT_COLUMNS), strict=True):
             frames[check].attrs["covers"] = json.dumps([name for name in columns if name != check])
-        for name, kind in (("objects", layout.ROW_DTYPE), ("events", layout.EVENT_DTYPE)):
-            entry.create_dataset(
-                name, (0,), kind, maxshape=(None,), chunks=(1024,), compression="gzip", compression_opts=1
-            )
-            entry[name].attrs["meaning"] = json.dumps(layout.MEANING[name])
-            entry[name].attrs["units"] = json.dumps(layout.TABLE_UNITS[name])
+        tables.create(entry, "objects", layout.OBJECT_COLUMNS)
+        tables.create(entry, "events", layout.EVENT_COLUMNS)
 
         if provenance.experiment is not None:
             _create_experiment(_group(entry, "experiment", "NXcollection"), provenance.experiment)
@@ -634,17 +629,12 @@ def _close_forgotten() -> None:
 def _create_experiment(group: h5py.Group, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         _text(group, name, text)
-    for name, kind in layout.EXPERIMENT_TABLES.items():
-        group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,), compression="gzip", compression_opts=1)
-    steps = _group(group, "steps", "NXdata")
+    for name, declared in layout.EXPERIMENT_TABLES.items():
+        tables.create(group, name, declared, "NXdata" if name == "steps" else "NXcollection")
+    steps = group["steps"]
     steps.attrs["signal"] = "count"
     steps.attrs["auxiliary_signals"] = ["area_fraction", "diameter_px"]
     steps.attrs["axes"] = ["field_mT"]
-    for name, (code, unit, meaning) in layout.STEP_COLUMNS.items():
-        column = steps.create_dataset(name, (0,), code, maxshape=(None,), chunks=(256,))
-        column.attrs["long_name"] = meaning
-        if unit:
-            column.attrs["units"] = unit
     for name in [name for name in layout.STEP_COLUMNS if name.endswith("_std")]:
         steps[name.removesuffix("_std") + "_errors"] = steps[name]  # as NeXus calls it
 
@@ -659,18 +649,18 @@ class _Block:
 
     Args:
         file: that is being written.
-        columns: as in `layout`.
+        declared: the columns.
         check: the column that vouches for the others.
     """
 
-    def __init__(self, file: h5py.File, columns: dict[str, tuple[Any, float, str, str]], check: str) -> None:
-        self._columns = {name: Column(file, f"{layout.FRAMES}/{name}") for name in columns}
+    def __init__(self, file: h5py.File, declared: Columns, check: str) -> None:
+        self._columns = {name: Column(file, f"{layout.FRAMES}/{name}") for name in declared}
         self._check = check
         self._length = 0
         self._indices: list[int] = []
-        self._values: dict[str, list[float]] = {name: [] for name in columns if name != check}
-        self._fill = {name: fill for name, (_, fill, _, _) in columns.items()}
-        self._row = np.dtype([(name, self._columns[name].dtype) for name in self._values])
+        self._values: dict[str, list[float]] = {name: [] for name in declared if name != check}
+        self._fill = {name: quantity.fill for name, quantity in declared.items()}
+        self._row = row_dtype({name: declared[name] for name in self._values})
 
     def add(self, index: int, **values: float) -> None:
         self._indices.append(index)
@@ -723,16 +713,6 @@ def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.nd
         "objects_crc32": zlib.crc32(rows.tobytes()),
     }
     return values, rows
-
-
-def append(table: h5py.Dataset, blocks: list[np.ndarray]) -> None:
-    """Write rows at the end of a table, and forget them."""
-    new = sum(map(len, blocks))
-    if new:
-        start = len(table)
-        table.resize(start + new, axis=0)
-        table[start:] = np.concatenate(blocks)
-    blocks.clear()
 
 
 def _hold_back(folder: Path, size: int) -> IO[bytes]:

@@ -205,6 +205,11 @@ class Door:
         self.monitor.close(linger=0)
         socket.close(linger_ms)
 
+    @property
+    def connections(self) -> int:
+        """How many are connected, as `look` has seen it."""
+        return len(self._inside)
+
     def look(self) -> list[tuple[str, str]]:
         """Take notice of who came and left; never waits. What is worth an event: its kind and a sentence.
 

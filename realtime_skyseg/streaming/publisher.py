@@ -23,13 +23,16 @@ from realtime_skyseg.streaming.messages import (
 )
 
 #: What was published last may stay in flight for this long after the end.
-_LINGER_MS = 1000
+_LINGER_MS = 500
 
 #: A subscription is a few characters; this many may wait in the socket, and are taken in one turn.
 _MOST_TOPIC_BYTES, _MOST_WAITING, _MOST_CHANGES = 1024, 16, 64
 
 #: This often somebody looks who came and left.
 _LOOK_NS = 100_000_000
+
+#: For so long nobody subscribes, once a client has said all that it wants.
+_SETTLED_MS = 50
 
 #: So many changes of subscriptions, less a few per look, are no viewer's doing.
 _FLOOD, _CALM_CHANGES = 2000, 20
@@ -89,16 +92,21 @@ class Publisher:
     def _socket(self) -> "zmq.Socket[bytes]":
         return self._door.socket
 
-    def wait_for_subscriptions(self, wanted: int, timeout_s: float) -> bool:
-        """Wait until `wanted` subscriptions were seen; False when the time is up."""
+    @property
+    def joined(self) -> int:
+        """Clients that have subscribed. One may subscribe several times, and one may connect and not subscribe."""
+        return min(self.subscriptions, self._door.connections)
+
+    def wait_for_clients(self, wanted: int, timeout_s: float) -> bool:
+        """Wait until so many clients have joined; False if the time is up."""
         deadline = time.monotonic() + timeout_s
-        while self.subscriptions < wanted:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            self._socket.poll(min(int(left * 1000) + 1, 200))
+        while (left := deadline - time.monotonic()) > 0:
+            # A client's subscriptions come one by one: what it wants last should be there before the first message.
+            changed = self._socket.poll(min(int(left * 1000) + 1, _SETTLED_MS))
+            if not changed and self.joined >= wanted:
+                return True
             self.serve()
-        return True
+        return self.joined >= wanted
 
     def start(self, header: dict[str, Any]) -> None:
         """Send the run's header: the fields of `HeaderMessage` besides run and msg_number."""
@@ -178,7 +186,7 @@ class Publisher:
             self._send_header()
 
     def close(self) -> None:
-        """Repeat the end of the run, send what is in flight, at most 1 s, and release the socket. Safe to repeat."""
+        """Repeat the end of the run, send what is in flight, at most 0.5 s, and release the socket. Safe to repeat."""
         if self._end and not self._socket.closed:
             # The same msg_number, so that it is no loss to whoever has it already.
             if self.subscriptions:

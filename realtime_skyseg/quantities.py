@@ -1,0 +1,40 @@
+"""What a column of numbers holds, declared once for everything that stores, reads, shows or sends it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One number (or short text) of each frame, object, event, step, ..."""
+
+    name: str  # a Python name; it ends in its unit if it has one, as `field_mT`
+    dtype: Any  # as numpy takes it
+    fill: Any = 0  # the value if there is none
+    unit: str = ""  # "mT", "px", "ns"; "": none
+    meaning: str = ""  # one sentence
+    of: Literal["frame", "object", "map", "row"] = "row"  # "row": of a table that is neither
+
+
+Columns = dict[str, Quantity]
+
+
+def columns(*quantities: Quantity) -> Columns:
+    """Quantities by their names, in order."""
+    return {quantity.name: quantity for quantity in quantities}
+
+
+def row_dtype(declared: Columns) -> np.dtype[Any]:
+    """The type of rows that hold these quantities, without padding."""
+    return np.dtype([(name, quantity.dtype) for name, quantity in declared.items()])
+
+
+def blank_rows(declared: Columns, n: int) -> NDArray[Any]:
+    """`n` rows of fill values."""
+    rows = np.empty(n, row_dtype(declared))
+    for name, quantity in declared.items():
+        rows[name] = quantity.fill
+    return rows
