@@ -18,6 +18,12 @@ class Quantity:
     meaning: str = ""  # one sentence
     of: Literal["frame", "object", "map", "row"] = "row"  # "row": of a table that is neither
 
+    @property
+    def label(self) -> str:
+        """For an axis or the head of a column: `field (mT)`."""
+        name = self.name.removesuffix(f"_{self.unit}") if self.unit else self.name
+        return name.replace("_", " ") + (f" ({self.unit})" if self.unit else "")
+
 
 Columns = dict[str, Quantity]
 

@@ -250,7 +250,7 @@ def test_the_file_follows_nexus(tmp_path: Path) -> None:
         assert datetime.fromisoformat(data["time"].attrs["start"])
         assert entry["masks"][entry["masks"].attrs["signal"]].shape == (1, *SHAPE)
         assert entry["objects/diameter"].attrs["units"] == "px"
-        assert entry["objects/kind"].attrs["long_name"] == "0: skyrmion, 1: stripe"
+        assert entry["objects/kind"].attrs["description"] == "0: skyrmion, 1: stripe"
         assert json.loads(entry["frames/skipped"].attrs["codes"])["superseded"] == 1
         classes = {}
         file.visititems(lambda name, item: classes.update({name: item.attrs.get("NX_class")}))

@@ -85,8 +85,7 @@ class RunFiller:
                 rows = np.concatenate(self._objects)
                 rows = rows[np.argsort(rows["frame"], kind="stable")]
                 tables.replace(file[layout.OBJECTS], layout.OBJECT_COLUMNS, rows)
-                noted = (event.time_ns, event.frame, event.kind.encode()[:32], event.message.encode()[:1000])
-                tables.append(file[layout.EVENTS], np.array([noted], layout.EVENT_DTYPE))
+                tables.append(file[layout.EVENTS], layout.event_row(event, layout.version(file)))
                 summary = self._summary()
                 file[layout.SUMMARY][()] = json.dumps(summary).encode()[: layout.SUMMARY_LENGTH]
             self.partial.rename(self.path)

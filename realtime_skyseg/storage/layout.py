@@ -22,11 +22,15 @@
 A file of layout 1 differs in its tables: objects, events, inputs and decisions are datasets of compound rows there.
 """
 
+import json
+from contextlib import suppress
+
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from realtime_skyseg.quantities import Columns, Quantity, columns, row_dtype
-from realtime_skyseg.records import Skipped
+from realtime_skyseg.records import Event, Skipped
 
 LAYOUT_VERSION = "skyseg-run-2"
 
@@ -167,10 +171,37 @@ EVENT_COLUMNS: Columns = columns(
     Quantity("time_ns", "i8", 0, "ns", "Unix time"),
     Quantity("frame", "i8", 0, "", "index of the frame it belongs to; -1: none"),
     Quantity("kind", "S32", 0, "", "for example camera_lost, fault, stopped"),
-    Quantity("message", h5py.string_dtype("utf-8", 1000), 0, "", "one sentence, UTF-8"),
+    Quantity("message", "S1000", 0, "", "one sentence, in ASCII with the escapes of JSON"),
 )
 
 EVENT_DTYPE = row_dtype(EVENT_COLUMNS)
+
+
+def version(file: h5py.File) -> str:
+    """The layout of a file; the very first ones do not tell it."""
+    return str(file.attrs.get("layout", LAYOUT_VERSIONS[0]))
+
+
+def event_row(event: Event, of_layout: str = LAYOUT_VERSION) -> NDArray[np.void]:
+    """An event as a row of its table; its message is cut to the column."""
+    message, most = event.message, EVENT_DTYPE["message"].itemsize
+    # ASCII, because there are readers that know no other texts of fixed length, and none of variable length.
+    escaped = json.dumps(message)[1:-1]
+    while len(escaped) > most:
+        message = message[: len(message) - 1 - (len(escaped) - most) // 6]
+        escaped = json.dumps(message)[1:-1]
+    stored = message.encode()[:most] if of_layout == LAYOUT_VERSIONS[0] else escaped.encode()
+    kind = event.kind.encode("ascii", "replace")[: EVENT_DTYPE["kind"].itemsize]
+    return np.array([(event.time_ns, event.frame, kind, stored)], EVENT_DTYPE)
+
+
+def event_message(stored: bytes, of_layout: str) -> str:
+    """The message of an event; files of layout 1 hold it as UTF-8."""
+    text = stored.decode(errors="replace")
+    with suppress(ValueError):
+        return text if of_layout == LAYOUT_VERSIONS[0] else str(json.loads(f'"{text}"'))
+    return text
+
 
 #: Units of what a camera says of itself, by the end of its name.
 UNITS = {"hz": "Hz"} | {unit: unit for unit in ("ms", "us", "ns", "s", "mT", "um", "px", "V", "A")}

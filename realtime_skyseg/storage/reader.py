@@ -31,11 +31,11 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file, self.state = _open(self.path)
-        told = self._file.attrs.get("layout")
-        if told is not None and str(told) not in layout.LAYOUT_VERSIONS:
+        self._layout = layout.version(self._file)
+        if self._layout not in layout.LAYOUT_VERSIONS:
             self.close()
             raise RunFileUnusableError(
-                f"'{path}' has the layout {printable(told)[:40]!r}; allowed: "
+                f"'{path}' has the layout {printable(self._layout)[:40]!r}; allowed: "
                 f"{' or '.join(layout.LAYOUT_VERSIONS)}, or a newer version of this product"
             )
         try:
@@ -168,7 +168,7 @@ class Run:
                 "time_ns": int(row["time_ns"]),
                 "frame": int(row["frame"]),
                 "kind": row["kind"].decode(errors="replace"),
-                "message": row["message"].decode(errors="replace"),
+                "message": layout.event_message(row["message"], self._layout),
             }
             for row in tables.read(self._file[layout.EVENTS], layout.EVENT_COLUMNS)
         ]

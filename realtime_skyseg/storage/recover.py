@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.quantities import Columns, row_dtype
-from realtime_skyseg.records import Counters, Skipped
+from realtime_skyseg.records import Counters, Event, Skipped
 from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
 from realtime_skyseg.storage.segments import FRAMES_PER_FILE
@@ -543,8 +543,7 @@ def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue) -> None:
         "frames": counters.as_dict(),
         "latency_ms": {},
     }
-    event = np.array([(last_ns, -1, b"recovered", message.encode()[:1000])], layout.EVENT_DTYPE)
-    tables.append(new[layout.EVENTS], event)
+    tables.append(new[layout.EVENTS], layout.event_row(Event(last_ns, "recovered", message), layout.version(new)))
     for name, value in (
         (layout.SUMMARY, json.dumps(summary).encode()),
         ("entry/end_time", iso(last_ns).encode()),

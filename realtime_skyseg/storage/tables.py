@@ -4,7 +4,6 @@ Files of layout 1 hold a table as one dataset of compound rows. All functions ta
 """
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import h5py
@@ -39,8 +38,8 @@ def create_column(group: h5py.Group, quantity: Quantity, packed: bool = True) ->
     column = group.create_dataset(
         quantity.name, (0,), quantity.dtype, maxshape=(None,), chunks=(_CHUNK_ROWS,), fillvalue=fill, **how
     )
-    if quantity.meaning:
-        column.attrs["long_name"] = quantity.meaning
+    column.attrs["long_name"] = quantity.label
+    column.attrs["description"] = quantity.meaning
     if quantity.unit:
         column.attrs["units"] = quantity.unit
     return column
@@ -122,8 +121,9 @@ class TableWriter:
             column.write()
 
 
-def _extend(dataset: h5py.Dataset, values: Iterable[Any]) -> None:
-    new = np.asarray(values)
+def _extend(dataset: h5py.Dataset, values: NDArray[Any]) -> None:
+    new = np.empty(len(values), dataset.dtype)  # which knows its texts as UTF-8, where they are
+    new[...] = values
     start = len(dataset)
     dataset.resize(start + len(new), axis=0)
     dataset[start:] = new

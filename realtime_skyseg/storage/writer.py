@@ -241,8 +241,7 @@ class RunWriter:
 
     def add_event(self, event: Event) -> None:
         """Note an event; its message is cut to 1000 bytes."""
-        row = (event.time_ns, event.frame, event.kind.encode()[:32], event.message.encode()[:1000])
-        self._events.add(np.array([row], layout.EVENT_DTYPE))
+        self._events.add(layout.event_row(event))
 
     def add_row(self, row: TableRow) -> None:
         """Take a row of an experiment's tables; it is written by `flush`. Texts are cut to their column."""
@@ -517,16 +516,15 @@ class RunWriter:
         raw = self._new_stack(detector, "data", dtype, 0, "raw")
         raw.attrs["long_name"] = "raw frames"
         for name, value in provenance.camera.items():
-            told = detector.create_dataset(name, data=np.bytes_(value.encode()) if isinstance(value, str) else value)
+            told = _scalar(detector, name, value)
             unit = layout.UNITS.get(name.rpartition("_")[2]) if not isinstance(value, str) else None
             if unit:
                 told.attrs["units"] = unit
         if provenance.frame_names is not None:
             names = [name.encode("utf-8", "replace") for name in provenance.frame_names]
             width = max([1, *map(len, names)])
-            stored = detector.create_dataset(
-                "frame_names", data=np.array(names, h5py.string_dtype("utf-8", width)), compression="gzip"
-            )
+            kind = f"S{width}" if all(map(bytes.isascii, names)) else h5py.string_dtype("utf-8", width)
+            stored = detector.create_dataset("frame_names", data=np.array(names, kind), compression="gzip")
             stored.attrs["long_name"] = "name of each frame of the recording, by frames/number; it may begin again"
         if provenance.pixel_size_um is not None:
             for name in ("x_pixel_size", "y_pixel_size"):
@@ -577,7 +575,7 @@ class RunWriter:
         if provenance.supply:
             supply = _group(log, "supply", "NXcollection")
             for name, value in provenance.supply.items():
-                _text(supply, name, value) if isinstance(value, str) else supply.create_dataset(name, data=value)
+                _scalar(supply, name, value)
         if provenance.calibration:
             note = _group(log, "calibration", "NXnote")
             _text(note, "type", "application/yaml")
@@ -743,6 +741,13 @@ def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
         return parent.create_dataset(name, data=np.bytes_(text.encode() or b" "))
     data = text.encode(errors="replace").replace(b"\0", b"?") or b" "
     return parent.create_dataset(name, data=np.array(data, h5py.string_dtype("utf-8", len(data))))
+
+
+def _scalar(parent: h5py.Group, name: str, value: str | int | float | bool) -> h5py.Dataset:
+    if isinstance(value, str):
+        return _text(parent, name, value)
+    # HDF5 has no booleans; h5py would make an enumeration of them, which few other readers know.
+    return parent.create_dataset(name, data=np.uint8(value) if isinstance(value, bool) else value)
 
 
 def new_stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtype[Any], fill: int) -> h5py.Dataset:
