@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import load_training
 from realtime_skyseg.records import Class
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.training.evaluate import Scores, evaluate
 from realtime_skyseg.training.train import Training
 

@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import realtime_skyseg as sky
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.config import FieldSettings, PrepareSettings, load_config
 from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen

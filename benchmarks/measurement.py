@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.bench import discs
 from realtime_skyseg.records import Class
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.plots import overlay, plot_sureness
 from realtime_skyseg.records import Class, Mask
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.training.evaluate import Scores, changed, evaluate, score
 from realtime_skyseg.training.labelled import LabelledImage, read_labelled
 

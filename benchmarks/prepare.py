@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import PrepareSettings
 from realtime_skyseg.plots import overlay
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.records import Background
 from realtime_skyseg.segmentation.scaling import scale_mirrored
-from realtime_skyseg.segmenter import Segmenter
 from simulator.film import Film
 from simulator.kerr_camera import KerrCamera, KerrSettings
 

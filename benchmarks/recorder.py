@@ -21,7 +21,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.records import Frame, Result
 from realtime_skyseg.storage import Provenance, RunWriter, crc32
 

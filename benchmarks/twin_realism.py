@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import ks_2samp
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.training.labelled import read_labelled
 from simulator.simulate import load_recording, simulate

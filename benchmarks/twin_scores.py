@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from twin_realism import figures
 
-from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.training.evaluate import evaluate
 from realtime_skyseg.training.labelled import LabelledImage
 from simulator.simulate import load_recording, simulate

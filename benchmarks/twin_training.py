@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.training.evaluate import evaluate
 from realtime_skyseg.training.labelled import read_labelled
 

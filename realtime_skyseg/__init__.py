@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from realtime_skyseg import caches
 
 if TYPE_CHECKING:
+    from realtime_skyseg.analysis import Segmenter
     from realtime_skyseg.config import load_config
-    from realtime_skyseg.segmenter import Segmenter
     from realtime_skyseg.service import Service
     from realtime_skyseg.storage import open_run
     from realtime_skyseg.streaming import Control, Subscriber
@@ -24,7 +24,7 @@ __all__ = ["Control", "Segmenter", "Service", "Subscriber", "load_config", "open
 
 _PLACES = {
     "Control": "realtime_skyseg.streaming",
-    "Segmenter": "realtime_skyseg.segmenter",
+    "Segmenter": "realtime_skyseg.analysis",
     "Service": "realtime_skyseg.service",
     "Subscriber": "realtime_skyseg.streaming",
     "load_config": "realtime_skyseg.config",

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import ModelError, RunFileError, RunFileUnusableError, SettingsError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.recordings import kind_of
-from realtime_skyseg.records import Event, Frame, Result, Segmentation, Skipped
-from realtime_skyseg.segmentation.scaling import shows_nothing
-from realtime_skyseg.segmenter import Segmenter
+from realtime_skyseg.records import Event, Frame, Result, Skipped
 from realtime_skyseg.service import Service
 from realtime_skyseg.storage import Run, RunFiller, crc32, open_run
 
@@ -29,7 +27,6 @@ _RUN_SUFFIXES = (".h5", ".hdf5", ".nxs", ".partial")
 #: Frames that were analysed live and are analysed again first: their masks must come out bit-equal.
 _PROBES = 3
 
-_NOTHING = measure(np.zeros((1, 1), np.uint8))
 
 #: Called with how many frames are done, and of how many; None where nobody knows.
 Progress = Callable[[int, int | None], None]
@@ -175,46 +172,37 @@ def _fill(
 
 def _settings_of(run: Run, overrides: Sequence[str]) -> Config:
     """The run's own settings, with the engine that `auto` chose then, and without what is not needed here."""
-    tree = {name: section for name, section in run.config.items() if name in ("prepare", "analysis", "measure")}
+    tree = {
+        name: section for name, section in run.config.items() if name in ("prepare", "analysis", "measure", "analysers")
+    }
     tree["camera"] = {"driver": "replay", "path": "bundled"}
     tree["analysis"] = {**tree.get("analysis", {}), "engine": run.provenance["engine"]}
     return validate(tree, overrides)
 
 
 class _Analysis:
-    """The way from a run's frame to its result, as `Pipeline` goes it. Frames are taken in order."""
+    """The frames' way through a run that was recorded. Frames are taken in order."""
 
     def __init__(self, run: Run, segmenter: Segmenter, config: Config) -> None:
         self._run = run
-        self._segmenter = segmenter
-        self._preparation: Preparation | None = None
-        if config.prepare:
-            height, width = run.raw.shape[1:]
-            self._preparation = Preparation(config.prepare, (height, width), run.backgrounds())
+        self._numbers = run.table
+        height, width = run.raw.shape[1:]
+        preparation = Preparation(config.prepare, (height, width), run.backgrounds()) if config.prepare else None
+        self._path = FramePath(segmenter, preparation, config.open_analysers(), config.measure.pixel_size_um)
 
     def __call__(self, index: int, live: bool, wanted: bool) -> Result | None:
-        """The result of a frame, where it is wanted.
-
-        Args:
-            index: of the frame.
-            live: it was analysed in the run, so that the preparation of later frames depends on it.
-            wanted: else it only passes through the preparation.
-        """
-        if not wanted and self._preparation is None:
+        """The result of a frame, if it is wanted; see `FramePath`."""
+        if not wanted and self._path.preparation is None:
             return None
-        image = self._run.raw[index]
-        result = Result(Frame(image, number=-1, index=index), _NOTHING, source_crc32=crc32(image))
-        if shows_nothing(image):
-            result.segmentation = Segmentation.of_nothing(image.shape)
-        elif self._preparation:
-            ready = self._preparation(image, index, keep=live)
-            if not wanted:
-                return None
-            result.drift_px, result.drift_quality = ready.drift_px, ready.drift_quality
-            result.segmentation = self._preparation.place(self._segmenter(ready.image))
-        else:
-            result.segmentation = self._segmenter(image)
-        result.segmented_ns = time.time_ns()
+        image, row = self._run.raw[index], self._numbers[index]
+        frame = Frame(
+            image, int(row["number"]), int(row["camera_ns"]), float(row["field_mT"]), index=index,
+            received_ns=int(row["received_ns"]),
+        )  # fmt: skip
+        result = self._path(frame, live, wanted)
+        if result:
+            result.source_crc32 = crc32(image)
+            result.segmented_ns = time.time_ns()
         return result
 
 

@@ -5,6 +5,7 @@ Each measurement is a real run of the service, from a replayed recording to a su
 run file written. Frames of other sizes are cut and mirrored from the recording's; frames of so many objects are made.
 """
 
+import itertools
 import json
 import math
 import os
@@ -27,13 +28,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import CameraSettings, EngineChoice, validate
 from realtime_skyseg.devices import CameraEnded
 from realtime_skyseg.errors import SettingsError, StreamError
 from realtime_skyseg.peers import MARK
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.service import Service
 from realtime_skyseg.storage import open_run
 from realtime_skyseg.streaming import ImageMessage, SeriesEndMessage, Subscriber
@@ -208,17 +209,15 @@ def against(
     def segment_ms(calls: int = 20) -> float:
         stages: dict[str, list[float]] = {name: [] for name in ("prepare", "segment", "measure", "whole")}
         for call in range(calls):
-            begun = time.perf_counter()
-            segmenter.prepare(frames[call % len(frames)])
-            prepared = time.perf_counter()
-            mask = segmenter.segment()
-            segmented = time.perf_counter()
-            segmenter.measure(mask)
-            over = time.perf_counter()
-            for name, took in zip(
-                stages, (prepared - begun, segmented - prepared, over - segmented, over - begun), strict=True
-            ):
-                stages[name].append(took * 1e3)
+            marks = [("", time.perf_counter())]
+
+            def mark(stage: str, marks: list[tuple[str, float]] = marks) -> None:
+                marks.append((stage, time.perf_counter()))
+
+            segmenter(frames[call % len(frames)], mark)
+            for (_, begun), (stage, over) in itertools.pairwise(marks):
+                stages[stage].append((over - begun) * 1e3)
+            stages["whole"].append((marks[-1][1] - marks[0][1]) * 1e3)
         for name, values in stages.items():
             ours[name].append(median(values))
         return ours["segment"][-1]

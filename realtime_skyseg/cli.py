@@ -649,9 +649,9 @@ def _models(_: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from realtime_skyseg.analysis import Segmenter
     from realtime_skyseg.config import load_training
     from realtime_skyseg.plots import plot_cases, plot_history
-    from realtime_skyseg.segmenter import Segmenter
     from realtime_skyseg.training.evaluate import evaluate, worst
     from realtime_skyseg.training.train import Training
 
@@ -666,7 +666,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from realtime_skyseg import terminal
-    from realtime_skyseg.segmenter import Segmenter
+    from realtime_skyseg.analysis import Segmenter
     from realtime_skyseg.training.evaluate import changed, evaluate, worst
     from realtime_skyseg.training.labelled import label_values, read_labelled
 

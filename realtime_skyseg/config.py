@@ -28,12 +28,13 @@ from pydantic import (
 )
 
 from realtime_skyseg import devices, yaml_text
+from realtime_skyseg.analysers.running import RunningAnalyser, load_settings
 from realtime_skyseg.calibration import Calibration
 from realtime_skyseg.devices import Camera, DriverSettings, FieldSource
 from realtime_skyseg.errors import CameraError, MissingExtraError, SettingsError, SkysegError
-from realtime_skyseg.programme import ExperimentSettings
+from realtime_skyseg.programme import ExperimentSettings, check_quantities
 from realtime_skyseg.programme import check as check_programme
-from realtime_skyseg.records import printable
+from realtime_skyseg.records import FRAME_QUANTITIES, Polarity, printable
 from realtime_skyseg.section import Section
 
 #: Where the stream is, unless the settings say otherwise.
@@ -43,8 +44,6 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 DEFAULT_CONTROL_ADDRESS = "tcp://127.0.0.1:5556"
 
 EngineChoice = Literal["auto", "tensorrt", "torch", "openvino", "openvino-int8"]
-
-Polarity = Literal["auto", "dark", "bright", "both"]
 
 
 class CameraSettings(Section):
@@ -371,15 +370,51 @@ class Config(Section):
     access: AccessSettings = AccessSettings()
     metrics: MetricsSettings = MetricsSettings()
     record: RecordSettings = RecordSettings()
+    analysers: dict[str, dict[str, Any] | None] = {}
+    """What else is measured on each frame: names of installed analysers, with the settings of each; see
+    docs/analyser.md."""
     experiment: ExperimentSettings | None = None
     """A field programme and its rules; absent: the field stays, unless somebody asks for another one."""
+
+    @model_validator(mode="after")
+    def _check_analysers(self) -> Self:
+        self.open_analysers()
+        return self
+
+    def open_analysers(self) -> list[RunningAnalyser]:
+        """The analysers of a run, in the order of the settings."""
+        running: list[RunningAnalyser] = []
+        seen = set(FRAME_QUANTITIES)
+        for name, tree in self.analysers.items():
+            try:
+                kind, settings = load_settings(name, tree or {})
+                one = RunningAnalyser(name, kind(settings))
+            except ValidationError as error:
+                raise SettingsError(
+                    sentence(error, devices.driver("analysers", name).Settings, f"analysers.{name}")
+                ) from None
+            except SettingsError as error:
+                raise SettingsError(f"analysers.{error}") from error
+            except Exception as error:
+                raise SettingsError(
+                    f"analysers.{name}: cannot be made: {type(error).__name__}: {printable(error)}"
+                ) from error
+            if taken := seen & set(one.quantities):
+                raise SettingsError(
+                    f"analysers.{name}: '{min(taken)}' is a quantity of another one; allowed: a new name"
+                )
+            seen |= set(one.quantities)
+            running.append(one)
+        return running
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
         if self.experiment is not None:
             if self.field is None:
                 raise ValueError("experiment: a field programme needs a magnet; allowed: with a section field")
+            extra = [q.name for one in self.open_analysers() if one.pace == "every_frame" for q in one.of("frame")]
             try:
+                check_quantities(self.experiment, extra)
                 check_programme(self.experiment, self.field)
             except ValueError as error:
                 raise ValueError(f"experiment.{error}") from None

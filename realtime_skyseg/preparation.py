@@ -225,6 +225,14 @@ class Preparation:
             objects[name] += offset
         return replace(found, mask=mask, objects=objects)
 
+    def place_image(self, image: Image) -> Image:
+        """A prepared image in the raw frame: of its size, NaN beyond the crop."""
+        if self.shape == self._full_shape:
+            return image
+        whole: FloatImage = np.full(self._full_shape, np.nan, np.float32)
+        whole[self._area] = image
+        return whole
+
     # --- steps ---
 
     def _flatten(self, cropped: Image) -> tuple[FloatImage, NDArray[np.bool_] | None]:

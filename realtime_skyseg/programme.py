@@ -5,7 +5,7 @@ touching anything; `check` compares those with the limits of the magnet; `estima
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from realtime_skyseg.records import FRAME_QUANTITIES
 from realtime_skyseg.section import Section
 
 #: No programme has more steps than this.
@@ -164,13 +165,15 @@ Part = Annotated[
 
 # --- rules ---
 
-Quantity = Literal["count", "stripes", "area_fraction", "diameter_px", "field_mT"]
+#: What a condition can be about, besides the quantities of analysers.
+QUANTITIES = (*FRAME_QUANTITIES, "diameter_px", "field_mT")
 
 
 class Condition(Section):
     """Something that is true of the latest frames, with hysteresis and dwell."""
 
-    quantity: Quantity
+    quantity: str
+    """count, stripes, area_fraction, diameter_px, field_mT, or a quantity of frames that an analyser finds."""
     at_least: float | None = None
     """True from here up."""
     at_most: float | None = None
@@ -572,6 +575,21 @@ def grid(start: float, end: float, step: float) -> list[float]:
     whole = math.ceil(n - 1e-6)
     inner = [round(start + math.copysign(step, end - start) * k, 9) for k in range(1, whole)]
     return [start, *inner, end] if whole else [start]
+
+
+def check_quantities(settings: ExperimentSettings, more: Iterable[str] = ()) -> None:
+    """See that conditions are about something that is found; `more` than `QUANTITIES`.
+
+    Raises:
+        ValueError: names the condition and what is allowed.
+    """
+    known = [*QUANTITIES, *more]
+    for place, rule in enumerate(settings.rules):
+        if isinstance(rule, StopWhen) and rule.when.quantity not in known:
+            raise ValueError(
+                f"rules.{place}.when.quantity: '{rule.when.quantity}' is not found in frames; "
+                f"allowed: {', '.join(known)}"
+            )
 
 
 def check(settings: ExperimentSettings, field: Limits) -> list[Step]:

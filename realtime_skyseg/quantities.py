@@ -17,6 +17,11 @@ class Quantity:
     unit: str = ""  # "mT", "px", "ns"; "": none
     meaning: str = ""  # one sentence
     of: Literal["frame", "object", "map", "row"] = "row"  # "row": of a table that is neither
+    cell_px: int = 1  # of a map: each value is that of so many pixels squared
+
+    def map_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, columns) of a map of a frame of (height, width)."""
+        return -(-shape[0] // self.cell_px), -(-shape[1] // self.cell_px)
 
     @property
     def label(self) -> str:

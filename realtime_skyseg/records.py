@@ -3,10 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from realtime_skyseg.quantities import Columns, Quantity, columns, row_dtype
 
 #: An image as a camera gives it: (height, width), integers or floats, native byte order. Most are uint8, uint16 or
 #: float32, which the network takes as they are.
@@ -44,6 +46,10 @@ class Skipped(IntEnum):
 NOT_ANALYSED = 255
 
 
+#: Which objects are skyrmions: the darker or the brighter ones, those of the larger part, or both.
+Polarity = Literal["auto", "dark", "bright", "both"]
+
+
 class Kind(IntEnum):
     """The kind of an object."""
 
@@ -51,21 +57,28 @@ class Kind(IntEnum):
     STRIPE = 1  # elongated
 
 
-#: One object. Lengths in px; x runs along columns, y along rows; the centre of the first pixel is (0, 0).
-OBJECT_DTYPE = np.dtype(
-    [
-        ("x", "<f4"),  # centroid
-        ("y", "<f4"),
-        ("area", "<u4"),  # px^2
-        ("left", "<u2"),  # bounding box: first column, first row, width, height
-        ("top", "<u2"),
-        ("width", "<u2"),
-        ("height", "<u2"),
-        ("diameter", "<f4"),  # of the disc of equal area
-        ("elongation", "<f4"),  # major axis / minor axis of the ellipse of equal second moments
-        ("kind", "u1"),  # a value of `Kind`
-        ("border", "u1"),  # 1 where the object touches the image's border
-    ]
+#: Of one object.
+OBJECT_QUANTITIES: Columns = columns(
+    Quantity("x", "f4", 0, "px", "centroid, along columns; the centre of the first pixel is (0, 0)", of="object"),
+    Quantity("y", "f4", 0, "px", "centroid, along rows, downwards", of="object"),
+    Quantity("area", "u4", 0, "px^2", "pixels of the object", of="object"),
+    Quantity("left", "u2", 0, "px", "first column of the bounding box", of="object"),
+    Quantity("top", "u2", 0, "px", "first row of the bounding box", of="object"),
+    Quantity("width", "u2", 0, "px", "of the bounding box", of="object"),
+    Quantity("height", "u2", 0, "px", "of the bounding box", of="object"),
+    Quantity("diameter", "f4", 0, "px", "of the disc of equal area", of="object"),
+    Quantity("elongation", "f4", 0, "", "major axis / minor axis of the ellipse of equal second moments", of="object"),
+    Quantity("kind", "u1", 0, "", "0: skyrmion, 1: stripe", of="object"),
+    Quantity("border", "u1", 0, "", "1 where the object touches the border of the image", of="object"),
+)
+
+OBJECT_DTYPE = row_dtype(OBJECT_QUANTITIES)
+
+#: Of one frame, besides its objects.
+FRAME_QUANTITIES: Columns = columns(
+    Quantity("count", "f8", np.nan, "", "skyrmions; NaN: not analysed, or the frame shows nothing", of="frame"),
+    Quantity("stripes", "f8", np.nan, "", "stripes; NaN as for count", of="frame"),
+    Quantity("area_fraction", "f4", np.nan, "", "share of the sample's pixels of class skyrmion", of="frame"),
 )
 
 
@@ -126,6 +139,18 @@ class Result:
     drift_px: tuple[float, float] = (float("nan"), float("nan"))  # (right, down), see `Preparation`; NaN: not sought
     drift_quality: float = float("nan")  # of the correlation's peak; where it is poor, the drift before was held
     source_crc32: int = -1  # of the image's bytes as they were segmented; -1: not taken
+    values: dict[str, float] = field(default_factory=dict)  # what analysers found, by the names of their quantities
+    maps: dict[str, NDArray[Any]] = field(default_factory=dict)  # the same, of two dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class LateResult:
+    """What an analyser found that works beside the frames' path."""
+
+    analyser: str
+    frame: int  # index of the frame that it looked at
+    values: dict[str, float]
+    maps: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

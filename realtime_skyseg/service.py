@@ -5,12 +5,14 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from realtime_skyseg.analysers import RunningAnalyser
+from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.config import Config
 from realtime_skyseg.devices import Camera
 from realtime_skyseg.errors import (
@@ -29,7 +31,6 @@ from realtime_skyseg.metrics import Metrics
 from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
 from realtime_skyseg.preparation import Preparation, check_model
 from realtime_skyseg.records import Class, Counters, Event
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import Provenance, RunWriter
 from realtime_skyseg.streaming import ControlServer, Publisher, control
 
@@ -63,6 +64,7 @@ class Summary:
     run_file: str  # the first, where there are several
     run_files: list[str]
     lost_messages: int  # of the stream, by at least one slow subscriber
+    analysers: dict[str, dict[str, Any]]  # name: frames, failed, empty (values), switched_off, ms
 
     def as_dict(self) -> dict[str, Any]:
         """As printed by `--json` and kept in the run file."""
@@ -225,13 +227,15 @@ class Service:
             engine = segmenter.open(preparation.shape if preparation else camera.shape)
             provenance = self._provenance(run_id, camera, segmenter)
             record = config.record
+            analysers = config.open_analysers()
             writer = RunWriter(
-                self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads, record.segment_gb
-            )
+                self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads,
+                record.segment_gb, analysers,
+            )  # fmt: skip
             owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
             pipeline = Pipeline(
                 camera,
-                segmenter,
+                FramePath(segmenter, preparation, analysers, config.measure.pixel_size_um),
                 writer,
                 publisher,
                 config.analysis.policy,
@@ -239,13 +243,13 @@ class Service:
                 config.record.queue_frames,
                 self.field.reading_nearest if self.field else None,
                 record.stall_s,
-                preparation,
                 stop_when_full=self.experiment is not None,
+                analysers=analysers,
             )
             started = time.monotonic()
             faults: list[str] = []
             if publisher:
-                publisher.start(self._header(camera, segmenter))
+                publisher.start(self._header(camera, segmenter, analysers))
                 try:
                     self._wait_for_subscribers(publisher)
                 except StreamError as error:
@@ -291,6 +295,7 @@ class Service:
                 run_file=str(self.run_file),
                 run_files=[str(self.run_file)],
                 lost_messages=publisher.lost_messages if publisher else 0,
+                analysers=pipeline.analyser_summary(),
             )
             summary = _close(writer, summary)
             if publisher:
@@ -524,7 +529,7 @@ class Service:
             experiment=self.experiment.texts if self.experiment else None,
         )
 
-    def _header(self, camera: Camera, segmenter: Segmenter) -> dict[str, Any]:
+    def _header(self, camera: Camera, segmenter: Segmenter, analysers: Sequence[RunningAnalyser]) -> dict[str, Any]:
         """The fields of the stream's `HeaderMessage`."""
         return {
             "filename": str(self.run_file.resolve()),
@@ -535,6 +540,11 @@ class Service:
             "started_ns": time.time_ns(),
             "clock": camera.clock,
             "pixel_size_um": self.config.measure.pixel_size_um,
+            "quantities": [
+                {"name": q.name, "unit": q.unit, "meaning": q.meaning, "of": q.of}
+                for one in analysers
+                for q in one.quantities.values()
+            ],
             "control": self.control_address,
         }
 

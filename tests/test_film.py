@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from simulator.film import Film

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import Polarity
-from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind
+from realtime_skyseg.analysers.objects import measure
+from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind, Polarity
 
 
 def disc(mask: np.ndarray, y: float, x: float, diameter: float) -> np.ndarray:

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from test_service import free_address
 
 import realtime_skyseg as sky
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import Config, PrepareSettings, validate
 from realtime_skyseg.errors import FrameError, SettingsError
 from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Drift, Preparation, load_image
 from realtime_skyseg.records import Background, Class, Segmentation, Skipped
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.streaming import ImageMessage
 from realtime_skyseg.training.evaluate import Scores, score_image
 from simulator.film import Film

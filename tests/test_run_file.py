@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED, Event, Frame, Result, Skipped
 from realtime_skyseg.storage import Provenance, RunWriter, open_run

@@ -1,5 +1,6 @@
-"""From a mask to a table of objects."""
+"""One way for a frame: prepared image, network, objects, analysers."""
 
-from realtime_skyseg.analysis.measure import measure
+from realtime_skyseg.analysis.path import FramePath
+from realtime_skyseg.analysis.segmenter import Segmenter
 
-__all__ = ["measure"]
+__all__ = ["FramePath", "Segmenter"]

@@ -137,7 +137,7 @@ class Experiment:
     def start(self, pipeline: Pipeline) -> None:
         """Begin; every result of the pipeline is seen from now on."""
         self._pipeline = pipeline
-        pipeline.on_result = self._offer
+        pipeline.listen("experiment", self._offer)
         self._begun_s = time.perf_counter() - self._past_s
         self._begun_ns = time.time_ns() - round(1e9 * self._past_s)
         self._halts = self._field.halts
@@ -250,7 +250,7 @@ class Experiment:
         finished = self._machine.finished
         assert finished is not None
         assert self._pipeline is not None
-        self._pipeline.on_result = None
+        self._pipeline.unlisten("experiment")
         message = f"{finished.status}: {finished.message}" if finished.message else finished.status
         self._field.safe(f"the experiment ended, {message}")
         self._note(Note("experiment_ended", message))
@@ -384,4 +384,4 @@ def see(result: Result, taken_s: float) -> Seen:
     be a column of the run file too, or deciding again would not have it.
     """
     domain = getattr(result.segmentation, "domain", None)
-    return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, domain)
+    return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, domain, result.values)

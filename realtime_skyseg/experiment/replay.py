@@ -204,6 +204,7 @@ def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:
     table, objects = run.table, run.objects()
     first = np.searchsorted(objects["frame"], np.arange(len(table) + 1))
     has_domain = "domain" in (table.dtype.names or ())
+    extra = list(run.quantities)
     for row in inputs:
         told, frame = Told(int(row["told"])), int(row["frame"])
         common = (
@@ -227,7 +228,7 @@ def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:
             Seen(
                 frame, taken_s, float(values["field_mT"]), int(values["count"]), int(values["stripes"]),
                 float(values["area_fraction"]), objects[first[frame] : first[frame + 1]],
-                None if math.isnan(score) else score,
+                None if math.isnan(score) else score, {name: float(values[name]) for name in extra},
             ),
         )  # fmt: skip
 

@@ -7,8 +7,8 @@ live and when a run is decided again from its file.
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from realtime_skyseg.programme import (
     Step,
     StopWhen,
 )
-from realtime_skyseg.records import Kind, Objects, Segmentation
+from realtime_skyseg.records import FRAME_QUANTITIES, Kind, Objects, Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,11 @@ class Seen:
     area_fraction: float
     objects: Objects  # with at least the columns of `records.OBJECT_DTYPE`
     domain: float | None = None  # how far the model's domain holds the frame; None: nobody says
+    values: Mapping[str, float] = field(default_factory=dict)  # what analysers found in it
+
+    def value(self, quantity: str) -> float:
+        """A quantity by its name; NaN if this frame has none."""
+        return float(self.values[quantity] if quantity in self.values else getattr(self, quantity, math.nan))
 
     @property
     def diameter_px(self) -> float:
@@ -56,13 +61,20 @@ class Seen:
         return float(np.median(compact)) if len(compact) else math.nan
 
 
-def seen(frame: int, time_s: float, field_mT: float, found: Segmentation, domain: float | None = None) -> Seen:
+def seen(
+    frame: int,
+    time_s: float,
+    field_mT: float,
+    found: Segmentation,
+    domain: float | None = None,
+    values: Mapping[str, float] | None = None,
+) -> Seen:
     """What rules see of a segmentation; as exact as the run file keeps it."""
     assert found.count is not None
     assert found.stripes is not None
     return Seen(
         frame, time_s, field_mT, found.count, found.stripes, float(np.float32(found.area_fraction)), found.objects,
-        domain,
+        domain, {name: value for name, value in (values or {}).items() if name not in FRAME_QUANTITIES},
     )  # fmt: skip
 
 
@@ -142,7 +154,7 @@ class Truth:
 
     def see(self, now: Seen) -> bool:
         """Take one more frame; True while the condition holds."""
-        value = float(getattr(now, self._condition.quantity))
+        value = now.value(self._condition.quantity)
         high, low, slack = self._condition.at_least, self._condition.at_most, self._condition.hysteresis
         if math.isnan(value):
             self._agree = 0
@@ -174,7 +186,7 @@ class _StopWhen(_Quiet):
         there = at.set_mT if math.isfinite(at.set_mT) else at.target_mT
         return Decision(
             "stop" if rule.ends == "programme" else "end_part",
-            f"{rule.when.quantity} is {getattr(now, rule.when.quantity):g}, {side}",
+            f"{rule.when.quantity} is {now.value(rule.when.quantity):g}, {side}",
             there - at.direction * rule.back_off_mT,
             frames=rule.then_frames,
         )

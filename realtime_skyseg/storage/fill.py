@@ -47,12 +47,12 @@ class RunFiller:
             self.partial.unlink(missing_ok=True)
             raise RunFileError(f"'{self.partial}' cannot be written: {error}") from error
         self._frames = self._file[layout.FRAMES]
-        self._columns = {name: self._frames[name] for name in layout.RESULT_COLUMNS if name in self._frames}
+        self._columns = {name: column for name, column in self._frames.items() if name not in layout.FRAME_COLUMNS}
         n = len(self._frames["written"])
-        for name, column in self._columns.items():
+        for column in self._columns.values():
             if len(column) < n:
                 column.resize(n, axis=0)
-                column[:] = np.where(np.arange(n) < n, column[:], layout.RESULT_COLUMNS[name].fill)
+                column[:] = np.where(np.arange(n) < n, column[:], column.fillvalue)
         self._objects = [tables.read(self._file[layout.OBJECTS], layout.OBJECT_COLUMNS)]
         self.filled = 0
 

@@ -12,6 +12,8 @@
   /experiment           NXcollection only with a field programme
     /inputs, /decisions NXcollection one value per row and name: EXPERIMENT_TABLES
     /steps              NXdata       one value per step and name: STEP_COLUMNS
+  /analysers/NAME       NXcollection what an analyser finds now and then, one row per frame that it found something in:
+                                     frame, its quantities, its maps (row, y, x)
   /sample               NXsample     name; magnetic_field: NXlog, with the supply and the calibration where there are
   /user                 NXuser       name
   /configuration        NXnote       the full settings as YAML
@@ -30,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg.quantities import Columns, Quantity, columns, row_dtype
-from realtime_skyseg.records import Event, Skipped
+from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_QUANTITIES, Event, Skipped
 
 LAYOUT_VERSION = "skyseg-run-2"
 
@@ -45,6 +47,7 @@ FRAMES = "entry/frames"
 OBJECTS = "entry/objects"
 EVENTS = "entry/events"
 EXPERIMENT = "entry/experiment"
+ANALYSERS = "entry/analysers"
 SUMMARY = "entry/summary/data"
 CONFIGURATION = "entry/configuration/data"
 PROVENANCE = "entry/provenance"
@@ -91,9 +94,7 @@ FRAME_COLUMNS: Columns = columns(
 #: Known when a frame was analysed, or will not be.
 RESULT_COLUMNS: Columns = columns(
     Quantity("skipped", "u1", Skipped.PENDING, "", "why the frame was not analysed; 0: it was", of="frame"),
-    Quantity("count", "f8", np.nan, "", "skyrmions; NaN: not analysed, or the frame shows nothing", of="frame"),
-    Quantity("stripes", "f8", np.nan, "", "stripes; NaN as for count", of="frame"),
-    Quantity("area_fraction", "f4", np.nan, "", "share of the sample's pixels of class skyrmion", of="frame"),
+    *FRAME_QUANTITIES.values(),
     Quantity("segmented_ns", "i8", 0, "ns", "measurement ready, Unix time", of="frame"),
     Quantity("published_ns", "i8", 0, "ns", "handed to the stream, Unix time; 0: not published", of="frame"),
     Quantity(
@@ -151,18 +152,7 @@ LATER_COLUMNS = (
 
 #: One row per object of a frame.
 OBJECT_COLUMNS: Columns = columns(
-    Quantity("frame", "u8", 0, "", "index of the frame", of="object"),
-    Quantity("x", "f4", 0, "px", "centroid, along columns; the centre of the first pixel is (0, 0)", of="object"),
-    Quantity("y", "f4", 0, "px", "centroid, along rows, downwards", of="object"),
-    Quantity("area", "u4", 0, "px^2", "pixels of the object", of="object"),
-    Quantity("left", "u2", 0, "px", "first column of the bounding box", of="object"),
-    Quantity("top", "u2", 0, "px", "first row of the bounding box", of="object"),
-    Quantity("width", "u2", 0, "px", "of the bounding box", of="object"),
-    Quantity("height", "u2", 0, "px", "of the bounding box", of="object"),
-    Quantity("diameter", "f4", 0, "px", "of the disc of equal area", of="object"),
-    Quantity("elongation", "f4", 0, "", "major axis / minor axis of the ellipse of equal second moments", of="object"),
-    Quantity("kind", "u1", 0, "", "0: skyrmion, 1: stripe", of="object"),
-    Quantity("border", "u1", 0, "", "1 where the object touches the border of the image", of="object"),
+    Quantity("frame", "u8", 0, "", "index of the frame", of="object"), *OBJECT_QUANTITIES.values()
 )
 
 ROW_DTYPE = row_dtype(OBJECT_COLUMNS)

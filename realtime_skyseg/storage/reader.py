@@ -13,7 +13,7 @@ import yaml
 import realtime_skyseg.hdf5_filters  # noqa: F401  files are read with them
 from realtime_skyseg import json_text, yaml_text
 from realtime_skyseg.errors import RunFileError, RunFileUnusableError
-from realtime_skyseg.quantities import blank_rows
+from realtime_skyseg.quantities import Columns, Quantity, blank_rows, columns
 from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32
@@ -52,11 +52,9 @@ class Run:
             self.raw: h5py.Dataset = self._file[layout.RAW]
             self.mask: h5py.Dataset = self._file[layout.MASK]
             frames = self._file[layout.FRAMES]
-            self._columns = {
-                name: frames[name]
-                for name in layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
-                if name in frames or name not in layout.LATER_COLUMNS
-            }
+            known = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+            own = [name for name in known if name in frames or name not in layout.LATER_COLUMNS]
+            self._columns = {name: frames[name] for name in [*own, *(name for name in frames if name not in known)]}
             for name, column in self._columns.items():
                 if column.ndim != 1 or column.dtype.kind not in "iufb":
                     raise KeyError(f"{layout.FRAMES}/{name} of one number per frame")
@@ -71,13 +69,32 @@ class Run:
 
     @property
     def table(self) -> np.ndarray:
-        """One row per frame: the names of `layout.FRAME_COLUMNS` and `layout.RESULT_COLUMNS`."""
+        """One row per frame: the names of `layout.FRAME_COLUMNS` and `layout.RESULT_COLUMNS`, and of `quantities`."""
         n = self.n_frames
-        table = blank_rows(layout.FRAME_COLUMNS | layout.RESULT_COLUMNS, n)
+        table = blank_rows(layout.FRAME_COLUMNS | layout.RESULT_COLUMNS | self.quantities, n)
         for name, column in self._columns.items():
             values = column[:n]
             table[name][: len(values)] = _count(values) if name in ("count", "stripes") else values
         return table
+
+    @property
+    def quantities(self) -> Columns:
+        """What analysers found in each frame, beside what every run has."""
+        known = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+        return columns(*(_quantity(name, column) for name, column in self._columns.items() if name not in known))
+
+    def analyser(self, name: str) -> tuple[np.ndarray, dict[str, h5py.Dataset]]:
+        """What an analyser found now and then: a table with the column `frame`, and its maps (row of that table, y, x).
+
+        Raises `RunFileUnusableError` if there is no such analyser in this run.
+        """
+        group = self._file.get(f"{layout.ANALYSERS}/{name}")
+        if group is None:
+            known = ", ".join(self._file.get(layout.ANALYSERS, ())) or "none"
+            raise RunFileUnusableError(f"run file '{self.path}' has nothing of analyser '{name}'; allowed: {known}")
+        rows = tables.read(group, {})
+        maps = {key: item for key, item in group.items() if key not in (rows.dtype.names or ())}
+        return rows, maps
 
     def objects(self, frame: int | None = None) -> Objects:
         """The objects of one frame, or of all: rows with the frame's index and the columns of `OBJECT_DTYPE`."""
@@ -236,6 +253,12 @@ class Run:
     def _text(self, path: str) -> str:
         value = self._file[path][()]
         return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+
+def _quantity(name: str, column: h5py.Dataset) -> Quantity:
+    """A column as it was declared."""
+    unit, meaning = (str(column.attrs.get(key, "")) for key in ("units", "description"))
+    return Quantity(name, column.dtype, column.fillvalue, unit, meaning, of="frame")
 
 
 def _count(values: Any) -> np.ndarray:

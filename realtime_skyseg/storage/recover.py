@@ -245,11 +245,12 @@ class _View(io.RawIOBase):
 
 def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, alive: _Alive) -> Rescue:
     frames = damaged[layout.FRAMES]
-    columns = {name: _read_column(frames, name, rescue) for name in _ALL_COLUMNS if name in frames}
+    names = [*(name for name in _ALL_COLUMNS if name in frames), *(name for name in frames if name not in _ALL_COLUMNS)]
+    columns = {name: _read_column(frames, name, rescue) for name in names}
     n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
     table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
-        table[name] = _ALL_COLUMNS[name].fill
+        table[name] = _fill(frames, name)
         table[name][: len(column)] = column[:n]
     rescue.frames = n
     rescue.checked = set(layout.CHECKS) <= set(columns)
@@ -315,14 +316,19 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
     return rescue
 
 
+def _fill(frames: h5py.Group, name: str) -> Any:
+    """The value of a column where nothing was written."""
+    return _ALL_COLUMNS[name].fill if name in _ALL_COLUMNS else frames[name].fillvalue
+
+
 def _read_column(frames: h5py.Group, name: str, rescue: Rescue) -> NDArray[Any]:
     """A column as far as it can be read, with fill values for chunks that cannot."""
     try:
         column = frames[name]
-        values = np.full(len(column), _ALL_COLUMNS[name].fill, column.dtype)
+        values = np.full(len(column), _fill(frames, name), column.dtype)
     except _DAMAGE as error:
         rescue.notes.append(f"the column '{name}' cannot be read: {_why(error)}")
-        return np.empty(0, _ALL_COLUMNS[name].dtype)
+        return np.empty(0, _ALL_COLUMNS[name].dtype if name in _ALL_COLUMNS else "f8")
     for part in column.iter_chunks() if len(column) else ():
         with suppress(*_DAMAGE):  # its frames fail their check
             values[part] = column[part]
@@ -367,7 +373,7 @@ def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[n
         packed[name] = table[name]
     blank = np.empty(1, packed.dtype)
     for name in covers:
-        blank[name] = _ALL_COLUMNS[name].fill
+        blank[name] = _fill(frames, name)
     never = blank.tobytes()
     rows = [row.tobytes() for row in packed]
     return np.array(

@@ -25,10 +25,22 @@ from typing import IO, Any, Literal
 import h5py
 import numpy as np
 
+from realtime_skyseg.analysers import RunningAnalyser
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
 from realtime_skyseg.hdf5_filters import bitshuffle
-from realtime_skyseg.quantities import Columns, row_dtype
-from realtime_skyseg.records import NOT_ANALYSED, Background, Class, Event, Frame, Result, Skipped, TableRow
+from realtime_skyseg.quantities import Columns, Quantity, blank_rows, columns, row_dtype
+from realtime_skyseg.records import (
+    FRAME_QUANTITIES,
+    NOT_ANALYSED,
+    Background,
+    Class,
+    Event,
+    Frame,
+    LateResult,
+    Result,
+    Skipped,
+    TableRow,
+)
 from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import Chunk, Column, DirectDataset, pack
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
@@ -101,6 +113,7 @@ class RunWriter:
         threads: that compress.
         segment_gb: raw frames and masks go to further files of about so many GB before compression (`segments`);
             None: all in one file.
+        analysers: whose quantities have columns, tables and maps of their own.
 
     Attributes:
         frames_written: raw frames that are in the file.
@@ -122,7 +135,12 @@ class RunWriter:
         flush_s: float = 0.5,
         threads: int = 2,
         segment_gb: float | None = None,
+        analysers: Sequence[RunningAnalyser] = (),
     ) -> None:
+        in_path = [analyser for analyser in analysers if analyser.pace == "every_frame"]
+        self._result_columns = layout.RESULT_COLUMNS | columns(*(q for one in in_path for q in one.of("frame")))
+        self._object_columns = layout.OBJECT_COLUMNS | columns(*(q for one in in_path for q in one.of("object")))
+        self._analysers = {one.name: extra for one in analysers if (extra := _Extra(one)).wanted}
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.frames_written = 0
@@ -179,8 +197,10 @@ class RunWriter:
             self._stacks = {kind: DirectDataset(self._file, place) for kind, place in _STACKS}
         self._length = 0  # frames that are known of
         self._frames = _Block(self._file, layout.FRAME_COLUMNS, "row_crc32")
-        self._results = _Block(self._file, layout.RESULT_COLUMNS, "result_crc32")
-        self._objects = TableWriter(self._file, layout.OBJECTS, layout.OBJECT_COLUMNS)
+        self._results = _Block(self._file, self._result_columns, "result_crc32")
+        self._objects = TableWriter(self._file, layout.OBJECTS, self._object_columns)
+        for extra in self._analysers.values():
+            extra.open(self._file)
         self._events = TableWriter(self._file, layout.EVENTS, layout.EVENT_COLUMNS)
         self._backgrounds: deque[Background] = deque()
         self._stored_backgrounds = 0
@@ -229,6 +249,10 @@ class RunWriter:
     def add_result(self, result: Result) -> None:
         """Take a frame's mask, numbers and objects. Indices rise."""
         self._take(result, result.segmentation.mask)
+
+    def add_late(self, late: LateResult) -> None:
+        """Take what an analyser beside the frames' path has found; it is written by `flush`."""
+        self._analysers[late.analyser].add(late.frame, late.values, late.maps)
 
     def add_background(self, background: Background) -> None:
         """Take a background of the preparation; it is written by `flush`."""
@@ -398,6 +422,9 @@ class RunWriter:
         values, rows = result_row(result, chunk.crc32)
         self._objects.add(rows)
         self._results.add(index, **values)
+        for extra in self._analysers.values():
+            if extra.in_path and any(name in result.maps for name in extra.maps):
+                extra.add(index, {}, result.maps)
 
     def _put(self, kind: Kind, index: int, chunk: Chunk) -> None:
         self._length = max(self._length, index + 1)
@@ -414,6 +441,8 @@ class RunWriter:
         self._results.write()
         self._objects.write()
         self._events.write()
+        for extra in self._analysers.values():
+            extra.write()
         while self._backgrounds:
             background, number = self._backgrounds[0], self._stored_backgrounds
             self._background_images.put(number, pack(background.image).data, number + 1)
@@ -555,15 +584,19 @@ class RunWriter:
             column.attrs["long_name"] = meaning
 
         frames = _group(entry, "frames", "NXcollection")
-        for quantity in (layout.FRAME_COLUMNS | layout.RESULT_COLUMNS).values():
+        for quantity in (layout.FRAME_COLUMNS | self._result_columns).values():
             tables.create_column(frames, quantity, packed=False)
         frames["skipped"].attrs["codes"] = json.dumps({cause.name.lower(): cause.value for cause in Skipped})
         if provenance.timing == "hand-over":
             frames["time_s"].attrs["start"] = iso(self._start_ns)
-        for check, columns in zip(layout.CHECKS, (layout.FRAME_COLUMNS, layout.RESULT_COLUMNS), strict=True):
-            frames[check].attrs["covers"] = json.dumps([name for name in columns if name != check])
-        tables.create(entry, "objects", layout.OBJECT_COLUMNS)
+        for check, covered in zip(layout.CHECKS, (layout.FRAME_COLUMNS, self._result_columns), strict=True):
+            frames[check].attrs["covers"] = json.dumps([name for name in covered if name != check])
+        tables.create(entry, "objects", self._object_columns)
         tables.create(entry, "events", layout.EVENT_COLUMNS)
+        if self._analysers:
+            group = _group(entry, "analysers", "NXcollection")
+            for extra in self._analysers.values():
+                extra.create(group, shape)
 
         if provenance.experiment is not None:
             _create_experiment(_group(entry, "experiment", "NXcollection"), provenance.experiment)
@@ -641,6 +674,65 @@ def _value(value: Any) -> Any:
     return value.encode(errors="replace") if isinstance(value, str) else value
 
 
+class _Extra:
+    """The table and the maps of an analyser in `layout.ANALYSERS`: of one beside the frames' path all that it finds, of
+    one in the path its maps.
+    """
+
+    def __init__(self, analyser: RunningAnalyser) -> None:
+        self.in_path = analyser.pace == "every_frame"
+        self.maps: dict[str, Quantity] = columns(*analyser.of("map"))
+        frame = Quantity("frame", "i8", -1, "", "index of the frame that it looked at")
+        self._columns: Columns = columns(frame, *([] if self.in_path else analyser.of("frame")))
+        self._name = analyser.name
+        self._waiting: deque[dict[str, np.ndarray]] = deque()
+        self._shapes: dict[str, tuple[int, int]] = {}
+        self._stored = 0
+
+    @property
+    def wanted(self) -> bool:
+        """It finds something that has no place elsewhere."""
+        return bool(self.maps) or len(self._columns) > 1
+
+    def create(self, group: h5py.Group, shape: tuple[int, int]) -> None:
+        """Make its table and the stacks of its maps."""
+        table = tables.create(group, self._name, self._columns)
+        for name, quantity in self.maps.items():
+            self._shapes[name] = quantity.map_shape(shape)
+            stack = new_stack(table, name, self._shapes[name], np.dtype(quantity.dtype), quantity.fill)
+            stack.attrs["long_name"], stack.attrs["description"] = quantity.label, quantity.meaning
+            stack.attrs["cell_px"] = quantity.cell_px
+            if quantity.unit:
+                stack.attrs["units"] = quantity.unit
+
+    def open(self, file: h5py.File) -> None:
+        """Be ready to write."""
+        place = f"{layout.ANALYSERS}/{self._name}"
+        self._table = TableWriter(file, place, self._columns)
+        self._stacks = {name: DirectDataset(file, f"{place}/{name}") for name in self.maps}
+
+    def add(self, frame: int, values: dict[str, float], maps: dict[str, np.ndarray]) -> None:
+        """Take a row."""
+        row = blank_rows(self._columns, 1)
+        for name, value in ({"frame": frame} | values).items():
+            row[name] = value
+        self._table.add(row)
+        whole = {}
+        for name, quantity in self.maps.items():
+            blank = np.full(self._shapes[name], quantity.fill, quantity.dtype)
+            whole[name] = maps.get(name, blank)
+        self._waiting.append(whole)
+
+    def write(self) -> None:
+        """Safe to call again where it failed."""
+        while self._waiting:
+            for name, image in self._waiting[0].items():
+                self._stacks[name].put(self._stored, pack(image).data, self._stored + 1)
+            self._stored += 1
+            self._waiting.popleft()
+        self._table.write()
+
+
 class _Block:
     """Columns of one value per frame, collected in memory and written together. Frames without values keep the
     columns' fill values.
@@ -692,15 +784,14 @@ class _Block:
 def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.ndarray]:
     """The values of a result in the columns of `layout.RESULT_COLUMNS`, and its rows in the table of objects."""
     found = result.segmentation
-    rows = np.empty(len(found.objects), layout.ROW_DTYPE)
+    rows = np.empty(len(found.objects), [("frame", "<u8"), *found.objects.dtype.descr])
     rows["frame"] = result.frame.index
     for name in found.objects.dtype.names or ():
         rows[name] = found.objects[name]
     values = {
         "skipped": Skipped.NOT_SKIPPED,
-        "count": np.nan if found.count is None else found.count,
-        "stripes": np.nan if found.stripes is None else found.stripes,
-        "area_fraction": found.area_fraction,
+        **result.values,
+        **{name: np.nan if (value := getattr(found, name)) is None else value for name in FRAME_QUANTITIES},
         "segmented_ns": result.segmented_ns,
         "published_ns": result.published_ns,
         "drift_x_px": result.drift_px[0],

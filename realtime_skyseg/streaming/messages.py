@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 from pydantic_core import to_json
 
 from realtime_skyseg.errors import StreamError
-from realtime_skyseg.records import OBJECT_DTYPE, Mask, Objects, Result
+from realtime_skyseg.records import FRAME_QUANTITIES, Mask, Objects, Result
 
 SCHEMA = "skyseg-1"
 
@@ -51,6 +51,7 @@ class HeaderMessage(_Base):
     started_ns: int
     clock: str  # name of the clock behind camera_ns
     pixel_size_um: float | None = None
+    quantities: list[dict[str, str]] = []  # what else is found: name, unit, meaning, "of" frame, object or map
     control: str = ""  # address of the control socket, for clients on the service's own machine
 
 
@@ -129,15 +130,25 @@ class EventMessage(_Base):
     frame: int  # -1: belongs to no frame
 
 
-Message = HeaderMessage | ImageMessage | SeriesEndMessage | CountsMessage | HeartbeatMessage | EventMessage
+class LateMessage(_Base):
+    """What an analyser beside the frames' path has found in a frame that was published before."""
+
+    htype: Literal["skyseg_late-1"] = "skyseg_late-1"
+    analyser: str
+    frame: _Count
+    values: dict[str, float | None]
+
+
+Message = (
+    HeaderMessage | ImageMessage | SeriesEndMessage | CountsMessage | HeartbeatMessage | EventMessage | LateMessage
+)
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="htype")])
-_OBJECT_COLUMNS: list[tuple[str, str]] = [(name, OBJECT_DTYPE[name].str) for name in OBJECT_DTYPE.names or ()]
 
 
 def object_columns(objects: Objects) -> dict[str, Any]:
     """The keys of an image message that hold a table of objects."""
-    return {"object_dtype": _OBJECT_COLUMNS, "objects_base64": base64.b64encode(objects.data).decode()}
+    return {"object_dtype": objects.dtype.descr, "objects_base64": base64.b64encode(objects.data).decode()}
 
 
 def encode(message: Message) -> bytes:
@@ -156,6 +167,7 @@ def encode_result(result: Result, run: str, msg_number: int) -> tuple[bytes, byt
         "count": found.count,
         "stripes": found.stripes,
         "area_fraction": found.area_fraction,
+        **{name: value for name, value in result.values.items() if name not in FRAME_QUANTITIES},
         "field_mT": frame.field_mT if math.isfinite(frame.field_mT) else None,
         "received_ns": frame.received_ns,
         "segmented_ns": result.segmented_ns,

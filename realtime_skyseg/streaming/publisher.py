@@ -1,5 +1,6 @@
 """The publishing end of the stream."""
 
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -9,13 +10,14 @@ import zmq
 
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.records import Event, Result
+from realtime_skyseg.records import Event, LateResult, Result
 from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.streaming.access import Door
 from realtime_skyseg.streaming.messages import (
     EventMessage,
     HeaderMessage,
     HeartbeatMessage,
+    LateMessage,
     Message,
     SeriesEndMessage,
     encode,
@@ -132,6 +134,15 @@ class Publisher:
                 kind=event.kind,
                 message=event.message,
                 frame=event.frame,
+            )
+        )
+
+    def late(self, late: LateResult) -> None:
+        """Send what an analyser beside the frames' path has found; its maps are in the run file only."""
+        values = {name: value if math.isfinite(value) else None for name, value in late.values.items()}
+        self._send_one(
+            LateMessage(
+                msg_number=self._take_number(), run=self._run, analyser=late.analyser, frame=late.frame, values=values
             )
         )
 

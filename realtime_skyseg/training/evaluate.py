@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.records import Class, Image, Mask
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.training.labelled import LabelledImage
 
 #: Label fragments below this area are noise.

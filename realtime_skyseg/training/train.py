@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
 
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.config import SHAPE_KEYS, TrainingSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask

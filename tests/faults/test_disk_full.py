@@ -113,7 +113,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import numpy as np
 from test_run_file import ORIGIN
-from realtime_skyseg.analysis import measure
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import DiskFullError
 from realtime_skyseg.records import Background, Event, Frame, Result
 from realtime_skyseg.storage import RunWriter

@@ -11,8 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from realtime_skyseg.config import Polarity
-from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind, Mask, Objects, Segmentation
+from realtime_skyseg.records import OBJECT_DTYPE, Class, Kind, Mask, Objects, Polarity, Segmentation
 
 #: An object is compared with the background up to so far from its middle, in steps of `_COARSE` px.
 _REACH = 8

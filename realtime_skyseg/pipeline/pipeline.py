@@ -5,42 +5,41 @@ analysis thread   prepare -> segment -> measure -> publish, and the heartbeat
 recorder thread   writes raw frames, results and events to the run file; without room on the disk, events only
 """
 
-import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
+from realtime_skyseg.analysers import RunningAnalyser
+from realtime_skyseg.analysis import FramePath
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice
 from realtime_skyseg.errors import CameraError, DiskFullError, SettingsError, SkysegError
-from realtime_skyseg.preparation import Preparation, Prepared
+from realtime_skyseg.pipeline.channel import Channel, Closed
+from realtime_skyseg.pipeline.idle import IdleAnalysers
+from realtime_skyseg.pipeline.latency import STAGES, Latency
 from realtime_skyseg.records import (
     Background,
     Counters,
     Event,
     Frame,
+    LateResult,
     Result,
-    Segmentation,
     Skipped,
     TableRow,
     printable,
 )
 from realtime_skyseg.scheduling import patient_threads
-from realtime_skyseg.segmentation.scaling import shows_nothing
-from realtime_skyseg.segmenter import Segmenter
 from realtime_skyseg.storage import RunWriter, crc32
 from realtime_skyseg.streaming import Publisher
 
 log = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 
 #: The camera thread looks this often whether the run was stopped.
 _STOP_CHECK_S = 0.1
@@ -51,133 +50,15 @@ _LEAVE_S = 5.0
 #: Fill of the recorder's queue that gives an alarm, and below which the next alarm may be given.
 _ALARM_FILL, _CALM_FILL = 0.75, 0.5
 
-#: Of a frame's way; `others` is what all but `segment` takes together.
-STAGES = ("queue", "prepare", "segment", "measure", "publish", "others", "total")
-
-
-class Closed(Exception):  # noqa: N818  no error
-    """A channel is closed and empty."""
-
-
-class Channel(Generic[Item]):
-    """A bounded hand-over between threads, from any to one. With `newest_wins` an item that finds it full replaces all
-    that wait.
-
-    Who takes sleeps on a bare lock, which wakes it in half the time of a `threading.Condition`, frame by frame; who
-    puts waits for room, which is rare, on a condition.
-    """
-
-    def __init__(self, capacity: int, newest_wins: bool = False) -> None:
-        self._items: deque[Item] = deque()
-        self._capacity = capacity
-        self._newest_wins = newest_wins
-        self._closed = False
-        self._room = threading.Condition()  # held to put and to close
-        self._waiting = 0  # for room
-        self._news = threading.Lock()  # released where there is something to look for
-        self._news.acquire()
-
-    @property
-    def fill(self) -> float:
-        """Share of the capacity that is taken."""
-        return len(self._items) / self._capacity
-
-    def put(self, item: Item, wait: bool, timeout_s: float | None = None, wake: bool = True) -> bool:
-        """Hand an item over. False where the channel is closed, or full: at once, or with `wait` after `timeout_s`.
-
-        Without `wake` whoever takes sleeps on until `wake` is called.
-        """
-        with self._room:
-            if self._newest_wins and not self._closed and len(self._items) >= self._capacity:
-                self._items.clear()
-            if wait and len(self._items) >= self._capacity:
-                self._waiting += 1  # before the items are looked at: `get` looks in the other order
-                self._room.wait_for(lambda: self._closed or len(self._items) < self._capacity, timeout_s)
-                self._waiting -= 1
-            if self._closed or len(self._items) >= self._capacity:
-                return False
-            self._items.append(item)
-        if wake:
-            self.wake()
-        return True
-
-    def wake(self) -> None:
-        """Wake whoever takes."""
-        with contextlib.suppress(RuntimeError):  # it was woken before, and did not look yet
-            self._news.release()
-
-    def get(self, timeout_s: float) -> Item | None:
-        """Take the oldest item; None when none came in time. Raises `Closed` once the channel is closed and empty."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            closed = self._closed  # before the items are looked at: nothing comes after
-            try:
-                item = self._items.popleft()
-                break
-            except IndexError:
-                if closed:
-                    raise Closed from None
-            if not self._news.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-                return None
-        if self._waiting:
-            with self._room:
-                self._room.notify_all()
-        return item
-
-    @property
-    def closed(self) -> bool:
-        """True where nothing more is taken."""
-        return self._closed
-
-    def close(self) -> None:
-        """Refuse further items; those inside can still be taken."""
-        with self._room:
-            self._closed = True
-            self._room.notify_all()
-        self.wake()
-
-
-class Latency:
-    """Durations of one stage, in bins of 1 %: percentiles of any number of frames in fixed memory."""
-
-    _STEP = math.log(1.01)
-    _SHORTEST_NS = 1_000.0
-    _BINS = 2000  # up to 7 minutes
-
-    def __init__(self) -> None:
-        self._bins = np.zeros(self._BINS, np.int64)
-        self._longest_ns = 0
-
-    def add(self, duration_ns: int) -> None:
-        """Count one duration."""
-        place = int(math.log(max(duration_ns, self._SHORTEST_NS) / self._SHORTEST_NS) / self._STEP)
-        self._bins[min(place, self._BINS - 1)] += 1
-        self._longest_ns = max(self._longest_ns, duration_ns)
-
-    def merge(self, other: "Latency") -> None:
-        """Count in the durations of another one."""
-        self._bins += other._bins
-        self._longest_ns = max(self._longest_ns, other._longest_ns)
-
-    def percentiles_ms(self) -> dict[str, float | None]:
-        """p50, p99, p99_9 and max in ms; None where nothing was measured."""
-        n = int(self._bins.sum())
-        if n == 0:
-            return {"p50": None, "p99": None, "p99_9": None, "max": None}
-        upto = np.cumsum(self._bins)
-        values: dict[str, float | None] = {}
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999)):
-            place = int(np.searchsorted(upto, share * n))
-            values[name] = round(
-                min(self._SHORTEST_NS * math.exp((place + 0.5) * self._STEP), self._longest_ns) / 1e6, 3
-            )
-        return {**values, "max": round(self._longest_ns / 1e6, 3)}
-
 
 @dataclass(frozen=True, slots=True)
 class _SkippedFrame:
     index: int
     cause: Skipped
+
+
+#: What the recorder takes.
+_Recorded = Frame | Result | LateResult | _SkippedFrame | Event | Background | list[TableRow]
 
 
 class Pipeline:
@@ -190,7 +71,7 @@ class Pipeline:
     def __init__(
         self,
         camera: Camera,
-        segmenter: Segmenter,
+        path: FramePath,
         writer: RunWriter,
         publisher: Publisher | None,
         policy: Literal["latest", "every"],
@@ -198,21 +79,20 @@ class Pipeline:
         recorder_queue: int,
         field_at: Callable[[int], tuple[float, int]] | None = None,
         stall_s: float = 5.0,
-        preparation: Preparation | None = None,
         stop_when_full: bool = False,
+        analysers: Sequence[RunningAnalyser] = (),
     ) -> None:
         self._camera = camera
-        self._segmenter = segmenter
-        self._preparation = preparation
+        self._path = path
+        self.analysers = analysers
         self._writer = writer
         self._publisher = publisher
         self._policy = policy
         self._field_at = field_at  # the field in mT read back nearest to a Unix time, and how long before it, in ns
         self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
         self._to_analysis: Channel[Frame] = Channel(analysis_queue, newest_wins=policy == "latest")
-        self._to_recorder: Channel[Frame | Result | _SkippedFrame | Event | Background | list[TableRow]] = Channel(
-            recorder_queue
-        )
+        self._to_recorder: Channel[_Recorded] = Channel(recorder_queue)
+        self._late: deque[LateResult] = deque(maxlen=100)  # on their way to the stream
         self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
         self._alarms: deque[Event] = deque(maxlen=1000)  # on their way to the file, past a queue that may be full
         self._stall_s = stall_s
@@ -238,7 +118,10 @@ class Pipeline:
         self.counters = Counters()
         self.latency = {stage: Latency() for stage in STAGES}
         self.last: Result | None = None  # for display
-        self.on_result: Callable[[Result], None] | None = None  # called by the analysis thread: returns at once
+        self._listeners: dict[str, Callable[[Result], None]] = {}
+        self._analyser_latency = {one.name: Latency() for one in analysers if one.pace == "every_frame"}
+        idle = [analyser for analyser in analysers if analyser.pace == "when_idle"]
+        self._idle = IdleAnalysers(idle, self._take_late, self._note_idle) if idle else None
         self.notices: deque[str] = deque(maxlen=100)  # what the camera had to say, for a display to take
         self.camera_changed = False  # the run ended because its frames have another size or pixel type from now on
         self._threads = [
@@ -297,6 +180,8 @@ class Pipeline:
             self.report_fault(message)
         self._to_analysis.close()
         analysis.join()
+        for name in self._idle.close() if self._idle else ():
+            self.event("analyser_off", f"analyser '{name}' does not return, and is left behind")
         cause = Skipped.FAILED if self._analysis_broke else self._gap_cause
         for index in range(self._following, self.counters.received):
             self._skip(index, Skipped.CHANGED_SIZE if index == self._changed_size else cause)
@@ -309,9 +194,24 @@ class Pipeline:
         Raises:
             SettingsError: these settings have no background that could be taken.
         """
-        if self._preparation is None:
+        if self._path.preparation is None:
             raise SettingsError("prepare: this section is missing, so no background is subtracted; allowed: with it")
-        self._preparation.take_background(frames)
+        self._path.preparation.take_background(frames)
+
+    def listen(self, name: str, listener: Callable[[Result], None]) -> None:
+        """Let somebody have each result with a count, in the analysis thread: it keeps what it wants in a queue of its
+        own and returns at once. One that raises is left out from then on. For any thread.
+        """
+        self._listeners = {**self._listeners, name: listener}
+
+    def unlisten(self, name: str) -> None:
+        """Take a listener out; safe to repeat. For any thread."""
+        self._listeners = {other: listener for other, listener in self._listeners.items() if other != name}
+
+    def analyser_summary(self) -> dict[str, Any]:
+        """What each analyser did, for the summary of the run."""
+        latency = self._analyser_latency | (self._idle.latency if self._idle else {})
+        return {one.name: {**one.summary(), "ms": latency[one.name].percentiles_ms()} for one in self.analysers}
 
     def event(self, kind: str, message: str, frame: int = -1, wait: bool = True) -> None:
         """Note an event in the file and the stream. For any thread but the recorder's.
@@ -498,8 +398,8 @@ class Pipeline:
             self.last = result
             result.source_crc32 = crc32(frame.image)
             self._to_file(result)
-            if (on_result := self.on_result) and result.segmentation.count is not None:
-                on_result(result)
+            if result.segmentation.count is not None:
+                self._tell_listeners(result)
             self._notice_frozen(result.source_crc32, frame.index)
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()
@@ -528,26 +428,24 @@ class Pipeline:
         self._blank = self._blank + 1 if nothing else 0
 
     def _analyse_frame(self, frame: Frame) -> Result:
-        clock = time.perf_counter_ns
+        clock, marks = time.perf_counter_ns, dict[str, int]()
+
+        def mark(stage: str) -> None:
+            marks[stage] = clock()
+
         begun = clock()
-        nothing = shows_nothing(frame.image)
-        self._notice_nothing(nothing, frame.index)
-        ready = None if nothing else self._prepare(frame)
-        if nothing:
-            prepared = segmented = clock()
-            segmentation = Segmentation.of_nothing(frame.image.shape)
-        else:
-            self._segmenter.prepare(frame.image if ready is None else ready.image)
-            prepared = clock()
-            mask = self._segmenter.segment()
-            segmented = clock()
-            segmentation = self._segmenter.measure(mask)
-            if self._preparation:
-                segmentation = self._preparation.place(segmentation)
+        result = self._path(frame, mark=mark)
+        assert result is not None
         measured = clock()
-        result = Result(frame, segmentation, segmented_ns=time.time_ns())
-        if ready is not None:
-            result.drift_px, result.drift_quality = ready.drift_px, ready.drift_quality
+        prepared = marks.get("prepare", measured)
+        segmented = marks.get("segment", prepared)
+        result.segmented_ns = time.time_ns()
+        self._notice_nothing(result.segmentation.count is None, frame.index)
+        for background in self._path.backgrounds:
+            self._to_file(background)
+        for kind, message in self._path.events:
+            self.event(kind, message, frame.index)
+            self.notices.append(f"{kind}: {message}")
         if self._publisher:
             self._publisher.result(result)
             result.published_ns = time.time_ns()
@@ -568,17 +466,29 @@ class Pipeline:
             self.latency[stage].add(duration_ns)
         return result
 
-    def _prepare(self, frame: Frame) -> Prepared | None:
-        """The frame as the preparation leaves it; what came of it goes to the file and the stream."""
-        if self._preparation is None:
-            return None
-        ready = self._preparation(frame.image, frame.index)
-        for background in ready.backgrounds:
-            self._to_file(background)
-        for kind, message in ready.events:
-            self.event(kind, message, frame.index)
-            self.notices.append(f"{kind}: {message}")
-        return ready
+    def _tell_listeners(self, result: Result) -> None:
+        for name, listener in self._listeners.items():
+            try:
+                listener(result)
+            except Exception as error:
+                log.exception("listener %s failed", name)
+                self.unlisten(name)
+                self.event("listener_failed", f"{name} is told no results any more: {error}", result.frame.index)
+        for one in self.analysers:
+            if one.pace == "every_frame" and not one.off:
+                self._analyser_latency[one.name].add(one.took_ns)
+        if self._idle and self._path.view:
+            self._idle.offer(self._path.view)
+
+    def _take_late(self, late: LateResult) -> None:
+        """From an analyser beside the path, in its thread."""
+        self._late.append(late)
+        if not self._to_recorder.put(late, wait=False):
+            self._alarm("analyser_late", f"what '{late.analyser}' found in frame {late.frame} has no room in the queue")
+
+    def _note_idle(self, kind: str, message: str, frame: int) -> None:
+        self.event(kind, message, frame, wait=False)
+        self.notices.append(f"{kind}: {message}")
 
     def _skip(self, index: int, cause: Skipped) -> None:
         _count(self.counters.not_analysed, cause.name.lower())
@@ -592,11 +502,14 @@ class Pipeline:
     def _serve_stream(self) -> None:
         if self._publisher is None:
             self._events.clear()
+            self._late.clear()
             return
         while self._publisher.notices:
             self._alarm(*self._publisher.notices.popleft())
         while self._events:
             self._publisher.event(self._events.popleft())
+        while self._late:
+            self._publisher.late(self._late.popleft())
         self._publisher.heartbeat(self.counters.as_dict())
 
     # --- recorder thread ---
@@ -647,7 +560,7 @@ class Pipeline:
         if taken > writer.frames_written:
             self.counters.not_written["disk"] = taken - writer.frames_written
 
-    def _write(self, item: Frame | Result | _SkippedFrame | Event | Background | list[TableRow] | None) -> None:
+    def _write(self, item: "_Recorded | None") -> None:
         match item:
             case Frame():
                 self._writer.add_frame(item)
@@ -655,6 +568,8 @@ class Pipeline:
                 self._writer.add_result(item)
             case _SkippedFrame():
                 self._writer.add_skipped(item.index, item.cause)
+            case LateResult():
+                self._writer.add_late(item)
             case Event():
                 self._writer.add_event(item)
             case Background():

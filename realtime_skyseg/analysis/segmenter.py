@@ -7,10 +7,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime_skyseg.analysis import measure
-from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettings, Polarity
+from realtime_skyseg.analysers.objects import measure
+from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettings
 from realtime_skyseg.errors import FrameError
-from realtime_skyseg.records import Class, Image, Mask, Segmentation
+from realtime_skyseg.records import Class, Image, Mask, Polarity, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
 from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
@@ -87,14 +87,15 @@ class Segmenter:
         if self._engine is None or shape != self._shape:
             self._engine = open_engine(self.model, shape, self._choice, self._threads, self._cache)
             self._shape = shape
-            self.measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
+            self._measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
         return self._engine
 
-    def __call__(self, image: Image) -> Segmentation:
+    def __call__(self, image: Image, mark: Callable[[str], None] = lambda stage: None) -> Segmentation:
         """Segment and measure an image.
 
         Args:
             image: (height, width) of 16 px or more, integers or floats; dark or bright skyrmions.
+            mark: called at the end of each stage: "prepare", "segment", "measure".
 
         Returns:
             the mask, the objects and their numbers; `None` for the numbers of an image that is the same everywhere.
@@ -104,21 +105,26 @@ class Segmenter:
         """
         if shows_nothing(as_image(image)):
             return Segmentation.of_nothing((image.shape[0], image.shape[1]))
-        self.prepare(image)
-        return self.measure(self.segment())
+        self._prepare(image)
+        mark("prepare")
+        mask = self._segment()
+        mark("segment")
+        segmentation = self._measure(mask)
+        mark("measure")
+        return segmentation
 
-    def prepare(self, image: Image) -> None:
-        """First step: scale the image into the engine's input, mirrored beyond the lower and right border."""
+    def _prepare(self, image: Image) -> None:
+        """Scale the image into the engine's input, mirrored beyond the lower and right border."""
         image = as_image(image)
         scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input, self.model.scaling)
 
-    def segment(self) -> Mask:
-        """Second step: the mask (height, width) of what was prepared, owned by the caller."""
+    def _segment(self) -> Mask:
+        """The mask (height, width) of what was prepared, owned by the caller."""
         mask = self.engine.run()
         return np.ascontiguousarray(mask[: self._shape[0], : self._shape[1]]).copy()
 
-    def measure(self, mask: Mask) -> Segmentation:
-        """Third step: the objects of the mask of what was prepared, after taking those of the other polarity out."""
+    def _measure(self, mask: Mask) -> Segmentation:
+        """The objects of the mask of what was prepared, after taking those of the other polarity out."""
         # Guests are left as they are: their input is not scaled to a median of 0.
         scaled = self.engine.input[: self._shape[0], : self._shape[1]] if self.model.scaling == "percentiles" else None
         return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, self._polarity)

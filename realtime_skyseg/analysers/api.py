@@ -1,0 +1,81 @@
+"""What an analyser must offer, and what it is given.
+
+An analyser is a class under the entry point group `realtime_skyseg.analysers`, found by its name, like a camera:
+
+    [project.entry-points."realtime_skyseg.analysers"]
+    mean_grey = "my_package:MeanGrey"
+
+and is switched on by its name in the settings: `analysers: {mean_grey: {...}}`, where its own settings stand.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime_skyseg.quantities import Quantity
+from realtime_skyseg.records import Image, Mask, Objects
+from realtime_skyseg.section import Section
+
+#: What an analyser may ask for beyond the image, the mask and the objects, which are always there.
+NEEDS = ("probability",)
+
+
+class AnalyserSettings(Section):
+    """Base of an analyser's settings."""
+
+
+@dataclass(slots=True)
+class View:
+    """One analysed frame, as analysers see it. Nothing in it may be changed, or kept beyond the call without a copy."""
+
+    frame: int  # index in the run
+    time_s: float  # hand-over by the camera, or the recording's own time, since the first frame
+    field_mT: float  # NaN: unknown
+    image: Image  # (height, width) as it was segmented: prepared, if the settings have a section prepare
+    mask: Mask  # (height, width) uint8 of `Class`, of the frame's size
+    objects: Objects  # one row per object, `OBJECT_DTYPE` and the columns of analysers before
+    values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
+    pixel_size_um: float | None = None
+    probability_of: Callable[[], NDArray[np.float32]] | None = None
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """(height, width) float32: how likely the network takes each pixel for skyrmion. Only if `needs` names it."""
+        if self.probability_of is None:
+            raise AttributeError("probability: this analyser's `needs` does not name it")
+        return self.probability_of()
+
+
+class Analyser:
+    """Base of an analyser; a class of the same attributes that does not inherit from it is as good.
+
+    One object serves one run, in one thread. `__call__` gives the values of a frame by the names of `quantities`; what
+    it leaves out has no value for that frame.
+    """
+
+    #: Its section of the settings.
+    Settings: ClassVar[type[AnalyserSettings]] = AnalyserSettings
+
+    #: What it finds. Of "frame": one number; of "object": an array, one value per row of `View.objects`; of "map": a
+    #: two-dimensional array, one value per `cell_px` x `cell_px` pixels of the frame, for the frames it likes.
+    quantities: ClassVar[tuple[Quantity, ...]] = ()
+
+    #: Of `NEEDS`.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    #: `every_frame`: in the frame's own path, which waits for it: a millisecond or two. `when_idle`: in a thread of its
+    #: own, with the newest frame whenever the one before is done; then it can have no quantities of "object".
+    pace: ClassVar[Literal["every_frame", "when_idle"]] = "every_frame"
+
+    def __init__(self, settings: AnalyserSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, view: View) -> Mapping[str, Any]:
+        """The values of a frame."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget what was before: the frames have another size from now on, or another run begins."""

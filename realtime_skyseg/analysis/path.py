@@ -1,0 +1,113 @@
+"""The way of one frame, for live runs and `skyseg analyse` alike: prepared image -> mask and objects -> analysers."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime_skyseg.analysers import RunningAnalyser, View
+from realtime_skyseg.analysers.running import Found, with_columns
+from realtime_skyseg.analysis.segmenter import Segmenter
+from realtime_skyseg.preparation import Preparation
+from realtime_skyseg.quantities import Quantity
+from realtime_skyseg.records import FRAME_QUANTITIES, Background, Frame, Result, Segmentation
+from realtime_skyseg.segmentation.scaling import shows_nothing
+
+
+class FramePath:
+    """Frame in, result out. Used by one thread at a time; frames come in order.
+
+    Args:
+        segmenter: the network and the rules of measurement.
+        preparation: of raw frames; None: they are segmented as they are.
+        analysers: those that work in the frame's own path.
+        pixel_size_um: side of a pixel on the sample, if it is known.
+
+    Attributes:
+        backgrounds, events: what came of the last frame, for the run file and the stream.
+        view: of the last frame, for analysers beside the path; None if it shows nothing.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        preparation: Preparation | None = None,
+        analysers: Sequence[RunningAnalyser] = (),
+        pixel_size_um: float | None = None,
+    ) -> None:
+        self.segmenter = segmenter
+        self.preparation = preparation
+        self._analysers = [analyser for analyser in analysers if analyser.pace == "every_frame"]
+        self._pixel_size_um = pixel_size_um
+        self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
+        self._first_ns: int | None = None
+        self.backgrounds: Sequence[Background] = ()
+        self.events: list[tuple[str, str]] = []
+        self.view: View | None = None
+        wanted = any("probability" in analyser.analyser.needs for analyser in analysers)
+        self._probability = segmenter.skyrmion_probability() if wanted else None
+        for analyser in analysers:
+            analyser.analyser.reset()
+
+    def __call__(
+        self,
+        frame: Frame,
+        live: bool = True,
+        wanted: bool = True,
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> Result | None:
+        """The result of a frame; None if it is not wanted.
+
+        Args:
+            frame: to analyse.
+            live: it is, or was, analysed in the run, so that the preparation of later frames depends on it.
+            wanted: else it only passes through the preparation.
+            mark: called at the end of each stage, as `Segmenter` calls it; after the analysers with "analyse".
+        """
+        result = Result(frame, _NOTHING)
+        self.backgrounds, self.events, self.view = (), [], None
+        image = frame.image
+        if shows_nothing(image):
+            result.segmentation = Segmentation.of_nothing(image.shape)
+            result.segmentation.objects = with_columns(result.segmentation.objects, {}, self._columns)
+            return result if wanted else None
+        if self.preparation:
+            ready = self.preparation(image, frame.index, keep=live)
+            self.backgrounds, self.events = ready.backgrounds, list(ready.events)
+            image, result.drift_px, result.drift_quality = ready.image, ready.drift_px, ready.drift_quality
+        if not wanted:
+            return None
+        found = self.segmenter(image, mark)
+        result.segmentation = self.preparation.place(found) if self.preparation else found
+        self._analyse(result, self.preparation.place_image(image) if self.preparation else image)
+        mark("analyse")
+        return result
+
+    def _analyse(self, result: Result, image: np.ndarray) -> None:
+        """Ask the analysers."""
+        frame, found = result.frame, result.segmentation
+        result.values = {name: float(getattr(found, name)) for name in FRAME_QUANTITIES}
+        stamp_ns = frame.camera_ns if frame.camera_ns >= 0 else frame.received_ns
+        self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
+        self.view = View(
+            frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
+            result.values, self._pixel_size_um, self._probability_of(image),
+        )  # fmt: skip
+        columns = {}
+        for analyser in self._analysers:
+            one: Found = analyser(self.view)
+            result.values.update(one.values)
+            result.maps.update(one.maps)
+            columns.update(one.columns)
+            self.events += one.events
+        found.objects = with_columns(found.objects, columns, self._columns)
+        self.view.objects = found.objects
+
+    def _probability_of(self, image: np.ndarray) -> Callable[[], NDArray[np.float32]] | None:
+        """How an analyser gets the probability of this image: computed when it is first asked for."""
+        probability = self._probability
+        return None if probability is None else functools.cache(lambda: probability(image))
+
+
+_NOTHING = Segmentation.of_nothing((0, 0))

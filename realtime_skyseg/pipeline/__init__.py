@@ -1,0 +1,7 @@
+"""The threads of a run, and the books that balance."""
+
+from realtime_skyseg.pipeline.channel import Channel, Closed
+from realtime_skyseg.pipeline.latency import STAGES, Latency
+from realtime_skyseg.pipeline.pipeline import Pipeline
+
+__all__ = ["STAGES", "Channel", "Closed", "Latency", "Pipeline"]
