@@ -60,8 +60,11 @@ def plot_run(run: Run, path: Path, frame: int | None = None) -> None:
         )
     objects = np.nan_to_num(table["count"][analysed] + table["stripes"][analysed])
     shown = int(analysed[np.argmax(objects)]) if frame is None else frame
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
+    # One panel more for each quantity of an analyser.
+    found = [quantity for name, quantity in run.quantities.items() if np.isfinite(table[name][analysed]).any()]
+    figure = Figure(figsize=(12, 4.6 + 1.6 * max(0, len(found) - 1)), layout="constrained")
+    grid = figure.add_gridspec(1 + len(found), 2, width_ratios=[1.35, 1], height_ratios=[2, *[1] * len(found)])
+    left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
     _draw_frame(left, run, shown, table)
     known = np.isfinite(table["time_s"][analysed]).all()
     places = table["time_s"] if known else np.arange(len(table))
@@ -74,6 +77,13 @@ def plot_run(run: Run, path: Path, frame: int | None = None) -> None:
         field.plot(places, table["field_mT"], color="tab:blue", linewidth=1)
         field.set_ylabel("field (mT)", color="tab:blue")
     right.legend(loc="center left")
+    for place, quantity in enumerate(found, 1):
+        axis = figure.add_subplot(grid[place, 1], sharex=right)
+        axis.plot(places[analysed], table[quantity.name][analysed], ".-", color="tab:purple", markersize=3)
+        axis.axvline(places[shown], color="tab:green", linewidth=0.8, alpha=0.6, zorder=0)
+        axis.set(ylabel=quantity.label, xlabel=right.get_xlabel())
+        right.tick_params(labelbottom=False)
+        right.set_xlabel("")
     _save(figure, path)
 
 

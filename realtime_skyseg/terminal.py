@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -259,6 +260,7 @@ def show_run(console: Console, run: Run) -> None:
         if value and name not in ("versions", "python"):
             table.add_row(name.replace("_", " "), value)
     console.print(table)
+    _show_quantities(console, run, analysed)
     events = run.events
     shown = events if len(events) <= _MOST_EVENTS else [*events[: _MOST_EVENTS - 10], None, *events[-10:]]
     for event in shown:
@@ -271,6 +273,21 @@ def show_run(console: Console, run: Run) -> None:
     latency_ms = (run.summary or {}).get("latency_ms")
     if isinstance(latency_ms, dict) and all(isinstance(latency_ms.get(stage), dict) for stage in STAGES):
         console.print(_latency_table(latency_ms))  # a recovered run has none
+
+
+def _show_quantities(console: Console, run: Run, analysed: NDArray[np.void]) -> None:
+    """What analysers found, with unit and meaning."""
+    table = Table("analysers", "mean", "from", "to", "what it is", box=None, padding=(0, 1))
+    for name, quantity in run.quantities.items():
+        values = analysed[name][np.isfinite(analysed[name])]
+        shown = [f"{value:.4g}" for value in (values.mean(), values.min(), values.max())] if len(values) else ["-"] * 3
+        table.add_row(quantity.label, *shown, printable(quantity.meaning))
+    for name in run.analysers:
+        rows, maps = run.analyser(name)
+        found = ", ".join(key for key in (*(rows.dtype.names or ())[1:], *maps))
+        table.add_row(name, "", "", "", printable(f"{found}: {len(rows)} times"))
+    if table.row_count:
+        console.print(table)
 
 
 def show_experiment(console: Console, run: Run) -> None:

@@ -83,6 +83,11 @@ class Run:
         known = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
         return columns(*(_quantity(name, column) for name, column in self._columns.items() if name not in known))
 
+    @property
+    def analysers(self) -> list[str]:
+        """Names of those that found something now and then, for `analyser`."""
+        return list(self._file.get(layout.ANALYSERS, ()))
+
     def analyser(self, name: str) -> tuple[np.ndarray, dict[str, h5py.Dataset]]:
         """What an analyser found now and then: a table with the column `frame`, and its maps (row of that table, y, x).
 
@@ -90,7 +95,7 @@ class Run:
         """
         group = self._file.get(f"{layout.ANALYSERS}/{name}")
         if group is None:
-            known = ", ".join(self._file.get(layout.ANALYSERS, ())) or "none"
+            known = ", ".join(self.analysers) or "none"
             raise RunFileUnusableError(f"run file '{self.path}' has nothing of analyser '{name}'; allowed: {known}")
         rows = tables.read(group, {})
         maps = {key: item for key, item in group.items() if key not in (rows.dtype.names or ())}
