@@ -77,7 +77,7 @@ class Run:
 
     def received(self) -> int:
         """Frames so far."""
-        pipeline = self._service._pipeline
+        pipeline = self._service.pipeline
         return pipeline.counters.received if pipeline else 0
 
     def wait_for(self, received: int) -> None:

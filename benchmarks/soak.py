@@ -115,7 +115,7 @@ def soak(folder: Path, minutes: float, rate_hz: float, model: str) -> dict[str, 
         )
         interval_s, begun = min(10.0, minutes * 2), time.monotonic()
         while not over.wait(interval_s):
-            counters = service._pipeline.counters if service._pipeline else None
+            counters = service.pipeline.counters if service.pipeline else None
             if counters and 0 < counters.received < limit:
                 samples.append(look(time.monotonic() - begun, service, folder))
             for old in sorted(folder.glob("run.segments/*.h5"), key=lambda path: int(path.stem))[:-KEPT]:
@@ -245,7 +245,7 @@ def look(time_s: float, service: sky.Service | None, folder: Path) -> Sample:
         except OSError:  # closed meanwhile
             continue
     sockets = sum(link.startswith(("socket:", "anon_inode:[eventfd]")) for link in links)
-    counters = service._pipeline.counters if service and service._pipeline else None
+    counters = service.pipeline.counters if service and service.pipeline else None
     return Sample(
         time_s=round(time_s, 1),
         rss_mb=round(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6, 1),

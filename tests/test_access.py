@@ -2,7 +2,6 @@
 
 import stat
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -92,18 +91,10 @@ def test_a_service_with_keys_may_be_open_to_other_machines(tmp_path: Path, capsy
         tmp_path, {"path": "bundled"}, access={"keys": str(folder)},
         stream={"address": "tcp://0.0.0.0:0", "wait_for_subscribers": 1},
     )  # fmt: skip
-    service = sky.Service(config)
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    try:
-        while not service.address:
-            time.sleep(0.01)
-        address = f"tcp://127.0.0.1:{service.address.rpartition(':')[2]}"
+    with sky.Service(config).start() as run:
+        address = f"tcp://127.0.0.1:{run.address.rpartition(':')[2]}"
         with sky.Subscriber(address, keys=folder / "give-to-office") as stream:
             kinds = [message.htype for message in stream.every(20)]
-    finally:
-        service.stop()
-        thread.join()
     assert (kinds[0], kinds[-1]) == ("header", "series_end")
     assert kinds.count("image") == 48
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,21 +106,17 @@ ALL: dict[str, Any] = {"mean_grey": None, "depth": {}, "density": {"every": 4}}
 
 def test_a_new_number_is_everywhere(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = settings(lab, {"limit": 12, "rate_hz": 20}, stream={"wait_for_subscribers": 1}, analysers=ALL)
-    service, heard = sky.Service(made), []
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    while not service.address:
-        pass
-    with sky.Subscriber(service.address) as stream:
-        heard.extend(stream.every(20))
-    thread.join()
+    with sky.Service(made).start() as running:
+        with sky.Subscriber(running.address) as stream:
+            heard = list(stream.every(20))
+        path = running.wait().run_file
 
     # the run file
-    with h5py.File(service.run_file) as file:
+    with h5py.File(path) as file:
         column = file["entry/frames/mean_grey"]
         assert column.attrs["description"] == "mean grey level of the sample"
         assert json.loads(file["entry/frames/result_crc32"].attrs["covers"])[-1] == "mean_grey"
-    with sky.open_run(service.run_file) as run:
+    with sky.open_run(path) as run:
         assert not any(run.problem(frame) for frame in range(12))
         expected = [run.raw[k][run.mask[k] != 3].mean() for k in range(12)]
         np.testing.assert_allclose(run.table["mean_grey"], expected, rtol=1e-5)
@@ -147,7 +142,6 @@ def test_a_new_number_is_everywhere(lab: Path, capsys: pytest.CaptureFixture[str
     assert images[0].objects.dtype.names == (*(OBJECT_DTYPE.names or ()), "depth")
 
     # info, picture, table
-    path = str(service.run_file)
     assert main(["info", path, "--plot", str(lab / "run.png")]) == 0
     assert "mean grey level of the sample" in capsys.readouterr().out
     assert (lab / "run.png").stat().st_size > 50_000
@@ -225,14 +219,8 @@ def test_odd_ones_are_counted_said_and_switched_off(lab: Path) -> None:
 
 def test_what_comes_late_is_published(lab: Path) -> None:
     made = settings(lab, {"limit": 40, "rate_hz": 15}, stream={"wait_for_subscribers": 1}, analysers={"sleeps": {}})
-    service = sky.Service(made)
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    while not service.address:
-        pass
-    with sky.Subscriber(service.address) as stream:
+    with sky.Service(made).start() as running, sky.Subscriber(running.address) as stream:
         late = [message for message in stream.every(20) if isinstance(message, LateMessage)]
-    thread.join()
     assert [message.values for message in late][:1] == [{"slept": 1}]
 
 

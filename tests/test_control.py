@@ -206,7 +206,7 @@ def running(config: Config) -> Iterator[sky.Service]:
     thread.start()
     try:
         deadline = time.monotonic() + 30
-        while not (service._pipeline and service._pipeline.counters.analysed) and time.monotonic() < deadline:
+        while not (service.pipeline and service.pipeline.counters.analysed) and time.monotonic() < deadline:
             time.sleep(0.01)
         yield service
     finally:

@@ -143,12 +143,12 @@ class Running:
         self.summary = self.service.run()
 
     def received(self) -> int:
-        pipeline = self.service._pipeline
+        pipeline = self.service.pipeline
         return pipeline.counters.received if pipeline else 0
 
     def segment(self) -> str:
         """The run file that is being written."""
-        pipeline = self.service._pipeline
+        pipeline = self.service.pipeline
         return pipeline._writer.path.name if pipeline else ""
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> float:

@@ -676,19 +676,10 @@ def test_a_run_with_everything_on_can_be_had_again_from_its_file(tmp_path: Path,
         stream={"wait_for_subscribers": 1},
     )
     service = TakesAtOnce(config, 4)
-    messages: list[ImageMessage] = []
-
-    def listen() -> None:
-        while not service.address:
-            ended.wait(0.01)
-        with sky.Subscriber(service.address) as stream:
-            messages.extend(m for m in stream.every(timeout_s=30) if isinstance(m, ImageMessage))
-
-    ended = threading.Event()
-    listener = threading.Thread(target=listen)
-    listener.start()
-    summary = service.run()
-    listener.join(30)
+    with service.start() as running:
+        with sky.Subscriber(running.address) as stream:
+            messages = [m for m in stream.every(timeout_s=30) if isinstance(m, ImageMessage)]
+        summary = running.wait()
     assert summary.status == "ok", summary.message
     segmenter = Segmenter.load("compact", threads=1)
     with sky.open_run(summary.run_file) as run:

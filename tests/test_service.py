@@ -18,6 +18,7 @@ from conftest import settings
 
 import realtime_skyseg as sky
 from realtime_skyseg.cli import main
+from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.segmentation import load_model
 
 #: Saves every mask of a stream, in order, until its end: a client in a process of its own.
@@ -413,3 +414,19 @@ def own_folder(tmp_path: Path) -> Iterator[None]:
     os.chdir(tmp_path)
     yield
     os.chdir(before)
+
+
+def test_a_run_that_is_started_tells_its_addresses_and_ends_with_its_block(tmp_path: Path) -> None:
+    service = sky.Service(settings(tmp_path, {"loop": True, "rate_hz": 20}, control={"address": "tcp://127.0.0.1:0"}))
+    with service.start() as run:
+        assert run.address.startswith("tcp://127.0.0.1:")
+        with sky.Control(run.control_address) as control:
+            assert control.ask("status")["status"]["stream"] == run.address
+    assert run.wait().status == "stopped"
+    with pytest.raises(SettingsError, match=r"record.folder: run file .* exists already"):
+        service.start().wait()
+
+
+def test_a_run_that_cannot_begin_says_so_at_its_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        sky.Service(settings(tmp_path, {"path": str(tmp_path / "nowhere.tif")})).start()

@@ -1,15 +1,13 @@
 """One run from its settings: camera, engine, stream and file put together, and the summary at the end."""
 
 import logging
-import math
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from realtime_skyseg.analysers import RunningAnalyser
 from realtime_skyseg.analysis import FramePath, Segmenter
@@ -19,7 +17,6 @@ from realtime_skyseg.errors import (
     ConservationError,
     ControlError,
     FieldError,
-    RunFileError,
     SettingsError,
     SkysegError,
     StreamError,
@@ -28,47 +25,19 @@ from realtime_skyseg.experiment import Experiment
 from realtime_skyseg.experiment.replay import changed_since
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.metrics import Metrics
-from realtime_skyseg.pipeline import STAGES, Latency, Pipeline
+from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Preparation, check_model
-from realtime_skyseg.records import Class, Counters, Event
+from realtime_skyseg.records import Class, Event
+from realtime_skyseg.service.handle import RunningService
+from realtime_skyseg.service.requests import Requests
+from realtime_skyseg.service.summary import Summary, Total, close_file, verdict
 from realtime_skyseg.storage import Provenance, RunWriter
-from realtime_skyseg.streaming import ControlServer, Publisher, control
+from realtime_skyseg.streaming import ControlServer, Publisher
 
 log = logging.getLogger(__name__)
 
 #: A camera may take so long to close.
 _RELEASE_S = 20.0
-
-Status = Literal["ok", "stopped", "lost", "fault"]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """How a run went. The same numbers stand in the file, in the stream's end message and in the exit status.
-
-    A run whose camera changed its frames has several run files. Each holds the numbers of its own segment; here they
-    are added up.
-    """
-
-    status: Status  # ok: the camera ended; stopped: on request; lost: raw frames are missing; fault: see message
-    exit_status: int
-    message: str  # one sentence where the run did not end well
-    frames: dict[str, Any]  # `Counters.as_dict`
-    latency_ms: dict[str, dict[str, float | None]]  # stage: p50, p99, p99_9, max
-    rate_hz: float
-    duration_s: float
-    engine: str
-    device: str
-    precision: str
-    model: str
-    run_file: str  # the first, where there are several
-    run_files: list[str]
-    lost_messages: int  # of the stream, by at least one slow subscriber
-    analysers: dict[str, dict[str, Any]]  # name: frames, failed, empty (values), switched_off, ms
-
-    def as_dict(self) -> dict[str, Any]:
-        """As printed by `--json` and kept in the run file."""
-        return asdict(self)
 
 
 class Service:
@@ -86,6 +55,8 @@ class Service:
         metrics_port: where Prometheus finds figures, once the run has begun; None: nowhere.
         field: the magnet, once the run has begun; None where the settings have none.
         running: within `run`.
+        opened: set while the addresses above are known.
+        pipeline, publisher: of the run that goes on.
         run_file: where the run is saved, once it has begun; after a change of the camera's frames, the next file.
         experiment: the field programme, once the run has begun; None where the settings have none.
 
@@ -106,17 +77,33 @@ class Service:
         self.run_file = Path()
         self.field: FieldGuard | None = None
         self._stop = threading.Event()
-        self._pipeline: Pipeline | None = None
-        self._publisher: Publisher | None = None
+        self.pipeline: Pipeline | None = None
+        self.publisher: Publisher | None = None
         self._field_brought = False
-        self._run_id = ""
+        self.run_id = ""
         self.running = False
+        self.opened = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """The run was asked to end."""
+        return self._stop.is_set()
+
+    def start(self) -> "RunningService":
+        """Begin the run in a thread of its own; returns once its addresses are known.
+
+        >>> with sky.Service(config).start() as run:                          # doctest: +SKIP
+        ...     stream = sky.Subscriber(run.address)
+
+        Raises as `run`.
+        """
+        return RunningService(self)
 
     def stop(self) -> None:
         """End the run: what was received is still analysed and written."""
         self._stop.set()
-        if self._pipeline:
-            self._pipeline.stop()
+        if self.pipeline:
+            self.pipeline.stop()
 
     def take_background(self, frames: int) -> None:
         """Make the mean of the next frames that are analysed the background. From any thread, during the run.
@@ -125,9 +112,9 @@ class Service:
             ControlError: the run has not begun.
             SettingsError: these settings have no background that could be taken.
         """
-        if self._pipeline is None:
+        if self.pipeline is None:
             raise ControlError("take_background: the run has not begun yet; allowed: once frames come")
-        self._pipeline.take_background(frames)
+        self.pipeline.take_background(frames)
 
     def run(self, watch: Callable[[Pipeline], None] | None = None, watch_s: float = 0.25) -> Summary:
         """Run until the camera ends or `stop`.
@@ -141,15 +128,16 @@ class Service:
             CameraError: the camera cannot be opened.
             FieldError: the magnet's supply cannot be opened or read.
         """
-        config = self.config
+        config, requests = self.config, Requests(self)
         self._field_brought = False
-        self._pipeline = self.experiment = None  # of a run before this one
+        self.pipeline = self.experiment = None  # of a run before this one
         self.run_file = Path()
-        self._run_id = run_id = uuid.uuid4().hex
+        self.run_id = run_id = uuid.uuid4().hex
         with ExitStack() as owned:
             owned.callback(self._stop.clear)  # it was about this run
             self.running = True
             owned.callback(setattr, self, "running", False)
+            owned.callback(self.opened.clear)
             changes = self._changes()
             camera = config.camera.open()
             owned.callback(_release, camera)
@@ -166,24 +154,25 @@ class Service:
             if config.stream.enabled:
                 publisher = Publisher(config.stream, run_id, config.access.keys)
                 owned.callback(publisher.close)
-                self._publisher = publisher
+                self.publisher = publisher
                 self.address = publisher.address
             if config.control_address:
-                server = ControlServer(config.control_address, self._answer, config.access.keys, self._notice)
+                server = ControlServer(config.control_address, requests.answer, config.access.keys, requests.notice)
                 owned.callback(server.close)
                 self.control_address = server.address
             if config.metrics.port is not None:
-                metrics = Metrics(config.metrics.port, self._status, self._latency_ms)
+                metrics = Metrics(config.metrics.port, requests.status, self._latency_ms)
                 owned.callback(metrics.close)
                 self.metrics_port = metrics.port
             self.run_file = first_file = self._path()
+            self.opened.set()
             if config.experiment and config.field and self.field:
                 self.experiment = Experiment(config.experiment, config.field, self.field, self._resume, changes)
                 owned.callback(self.experiment.close)
             if self._resume:
                 first_file = self._resume.with_name(self._resume.name.removesuffix(".partial"))
                 self.run_file = _next_file(first_file, 2)
-            total = _Total()
+            total = Total()
             while True:
                 try:
                     pipeline, summary = self._segment(run_id, camera, segmenter, publisher, watch, watch_s)
@@ -232,7 +221,7 @@ class Service:
                 self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads,
                 record.segment_gb, analysers,
             )  # fmt: skip
-            owned.callback(writer.close, {}, 1)  # where an error goes past `_close`
+            owned.callback(writer.close, {}, 1)  # where an error goes past `close_file`
             pipeline = Pipeline(
                 camera,
                 FramePath(segmenter, preparation, analysers, config.measure.pixel_size_um),
@@ -260,7 +249,7 @@ class Service:
             except FieldError as error:
                 faults.append(str(error))
                 self._stop.set()
-            self._pipeline = pipeline
+            self.pipeline = pipeline
             if not self._stop.is_set():
                 self._drive(pipeline, watch, watch_s)
                 faults += self._experiment_faults(pipeline)
@@ -279,7 +268,7 @@ class Service:
             imbalance = pipeline.counters.imbalance()
             if imbalance:
                 faults.append(str(ConservationError(f"the counters of this run do not balance: {imbalance}")))
-            status, message = _verdict(frames, faults, self._stop.is_set())
+            status, message = verdict(frames, faults, self._stop.is_set())
             summary = Summary(
                 status=status,
                 exit_status=0 if status in ("ok", "stopped") else 1,
@@ -297,7 +286,7 @@ class Service:
                 lost_messages=publisher.lost_messages if publisher else 0,
                 analysers=pipeline.analyser_summary(),
             )
-            summary = _close(writer, summary)
+            summary = close_file(writer, summary)
             if publisher:
                 publisher.end(summary.status, summary.message, summary.frames)
         return pipeline, summary
@@ -381,110 +370,8 @@ class Service:
             pipeline.note(event)
             pipeline.notices.append(f"{event.kind}: {event.message}")
 
-    def _answer(self, request: control.Request) -> dict[str, Any] | Callable[[], dict[str, Any]]:
-        """Carry out a request of the control socket, at once; or say how, where the magnet's guard has to answer."""
-        if isinstance(request, control.SetField | control.Demagnetise | control.Pulse):
-            self._check_free(request.do)
-        match request:
-            case control.Status():
-                return {"status": self._status()}
-            case control.Stop():
-                self.stop()
-                if self.field and self.experiment is None:  # whose thread ends first, and makes the field safe
-                    self.field.safe("a request to stop on the control socket", wait_s=0.0)
-            case control.Mark():
-                if self._pipeline is None:
-                    raise ControlError("mark: the run has not begun yet; allowed: once frames come")
-                self._pipeline.event("mark", request.message, wait=False)
-            case control.SafeField():
-                if self.experiment:
-                    self.experiment.abort()
-                self._magnet().safe("a request on the control socket", wait_s=0.0)
-            case control.Pause():
-                self._programme().pause()
-            case control.Resume():
-                self._programme().resume()
-            case control.Abort():
-                self._programme().abort()
-            case control.TakeBackground():
-                self.take_background(request.frames)
-            case _:
-                return self._move(request)
-        return {}
-
-    def _move(
-        self, request: control.SetField | control.EnterField | control.Demagnetise | control.Pulse
-    ) -> Callable[[], dict[str, Any]]:
-        """How to carry out a request that the guard answers; not any more, once one that makes safe has come since."""
-        field = self._magnet()
-        halts = field.halts
-
-        def move() -> dict[str, Any]:
-            match request:
-                case control.SetField():
-                    return {"target": field.set_mT(request.field_mT, halts)}
-                case control.Demagnetise():
-                    values = (request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
-                    return {"target": field.demagnetise(*values, halts)}
-                case control.Pulse():
-                    field.pulse(request.in_plane_mT, request.seconds, halts)
-                case control.EnterField():
-                    field.enter_mT(request.field_mT)
-            return {}
-
-        return move
-
-    def _magnet(self) -> FieldGuard:
-        if self.field is None:
-            raise ControlError("these settings have no magnet; allowed: requests about it with a section field")
-        return self.field
-
-    def _check_free(self, do: str) -> None:
-        if self._stop.is_set():
-            raise ControlError(f"{do}: the run ends; allowed: status, safe_field")
-        if self.experiment and self.experiment.outcome is None:
-            raise ControlError(f"{do}: a field programme has the magnet; allowed: pause, resume, abort, safe_field")
-
-    def _programme(self) -> Experiment:
-        if self.experiment is None:
-            raise ControlError("these settings have no field programme; allowed: requests about it with an experiment")
-        return self.experiment
-
-    def _notice(self, kind: str, message: str) -> None:
-        """Note what happens at the control socket, while there is a run to note it in."""
-        if pipeline := self._pipeline:
-            pipeline.event(kind, message, wait=False)
-
-    def _status(self) -> dict[str, Any]:
-        """What the answer to `status` holds; None where something is not known."""
-        pipeline, reading = self._pipeline, self.field.latest if self.field else None
-        target = self.field.target if self.field else None
-        last = pipeline.last if pipeline else None
-        return {
-            "run": self._run_id,
-            "run_file": str(self.run_file),
-            "stream": self.address,
-            "time_ns": time.time_ns(),
-            "stopping": self._stop.is_set(),
-            "fault": (pipeline.fault if pipeline else "") or (self.field.fault if self.field else ""),
-            "frames": pipeline.counters.as_dict() if pipeline else Counters().as_dict(),
-            "lost_messages": self._publisher.lost_messages if self._publisher else 0,
-            "rate_hz": round(pipeline.rate_hz, 3) if pipeline else 0.0,
-            "frame": last.frame.index if last else None,
-            "count": last.segmentation.count if last else None,
-            "stripes": last.segmentation.stripes if last else None,
-            "field_mT": _finite(reading.field_mT) if reading else None,
-            "field_set_mT": reading.set_mT if reading else None,
-            # All of one reading: a newer one may have come since.
-            "field_settled": self.field.settled and reading.settled and reading.target == target
-            if self.field and reading
-            else None,
-            "field_target": target,
-            "experiment": self.experiment.status() if self.experiment else None,
-        }
-
     def _latency_ms(self) -> dict[str, dict[str, float | None]]:
-        latency = self._pipeline.latency if self._pipeline else {}
+        latency = self.pipeline.latency if self.pipeline else {}
         return {stage: clock.percentiles_ms() for stage, clock in latency.items()}
 
     def _wait_for_subscribers(self, publisher: Publisher) -> None:
@@ -554,49 +441,6 @@ class Service:
         return record.folder / f"{record.name.replace('{time}', stamp)}.h5"
 
 
-class _Total:
-    """What the segments of a run add up to."""
-
-    def __init__(self) -> None:
-        self.summaries: list[Summary] = []
-        self.faults: list[str] = []  # that are no segment's
-        self._counters = Counters()
-        self._latency = {stage: Latency() for stage in STAGES}
-        self._span_s = 0.0
-        self._intervals = 0
-        self._started = time.monotonic()
-
-    def add(self, pipeline: Pipeline, summary: Summary) -> None:
-        """Count in a segment."""
-        self.summaries.append(summary)
-        self._counters.add(pipeline.counters)
-        for stage, clock in self._latency.items():
-            clock.merge(pipeline.latency[stage])
-        self._span_s += pipeline.span_s
-        self._intervals += max(0, pipeline.counters.received - 1)
-
-    def summary(self, stopped: bool) -> Summary:
-        """Of the whole run; of one that has one segment, that segment's."""
-        last = self.summaries[-1]
-        if len(self.summaries) == 1 and not self.faults:
-            return last
-        frames = self._counters.as_dict()
-        faults = [summary.message for summary in self.summaries if summary.status == "fault"] + self.faults
-        status, message = _verdict(frames, faults, stopped)
-        return replace(
-            last,
-            status=status,
-            exit_status=0 if status in ("ok", "stopped") else 1,
-            message=message,
-            frames=frames,
-            latency_ms={stage: clock.percentiles_ms() for stage, clock in self._latency.items()},
-            rate_hz=round(self._intervals / self._span_s, 3) if self._span_s > 0 else 0.0,
-            duration_s=round(time.monotonic() - self._started, 3),
-            run_file=self.summaries[0].run_file,
-            run_files=[summary.run_file for summary in self.summaries],
-        )
-
-
 def _release(camera: Camera) -> None:
     """Close a camera; a driver that does not return, or fails, does not keep the run from ending."""
 
@@ -611,10 +455,6 @@ def _release(camera: Camera) -> None:
     thread.join(_RELEASE_S)
     if thread.is_alive():
         log.warning("the camera's driver does not return from close, and is left behind")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _next_file(first: Path, number: int) -> Path:
@@ -634,34 +474,3 @@ def _show(watch: Callable[[Pipeline], None], pipeline: Pipeline) -> bool:
         log.exception("the display of the run failed and is left out from here on")
         return False
     return True
-
-
-def _verdict(frames: dict[str, Any], faults: list[str], stopped: bool) -> tuple[Status, str]:
-    if faults:
-        return "fault", "; ".join(dict.fromkeys(faults))
-    not_written = sum(frames["not_written"].values())
-    if not_written or frames["camera_lost"]:
-        return "lost", f"{not_written} raw frames were not written and {frames['camera_lost']} were lost by the camera"
-    return ("stopped" if stopped else "ok"), ""
-
-
-def _close(writer: RunWriter, summary: Summary) -> Summary:
-    """Finish the run file; a file that cannot be finished becomes the run's fault."""
-    try:
-        writer.close(summary.as_dict(), summary.exit_status)
-    except RunFileError as error:
-        message = "; ".join(filter(None, (summary.message, str(error))))
-        frames, lost = summary.frames, summary.frames["written"] - writer.frames_written
-        if lost:
-            causes = {**frames["not_written"], "file": frames["not_written"].get("file", 0) + lost}
-            frames = {**frames, "written": writer.frames_written, "not_written": causes}
-        values = summary.as_dict() | {
-            "status": "fault",
-            "exit_status": 1,
-            "message": message,
-            "frames": frames,
-            "run_file": str(writer.partial),
-            "run_files": [str(writer.partial)],
-        }
-        return Summary(**values)
-    return summary
