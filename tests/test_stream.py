@@ -546,3 +546,9 @@ def test_what_shows_nothing_has_no_count_in_the_stream() -> None:
         assert isinstance(message, ImageMessage | CountsMessage)
         assert (message.count, message.stripes, message.area_fraction) == (None, None, None)
     assert json.loads(counts)["count"] is None
+
+
+def test_a_run_waits_for_its_viewer_beside_a_flood(publisher: Publisher) -> None:
+    with stranger("one topic", publisher.address):
+        assert publisher.wait_for_clients(0, 0)
+        assert not publisher.wait_for_clients(50, 3)

@@ -102,7 +102,11 @@ class Publisher:
     def wait_for_clients(self, wanted: int, timeout_s: float) -> bool:
         """Wait until so many clients have joined; False if the time is up."""
         deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
+        while wanted and (left := deadline - time.monotonic()) > 0:
+            if self._socket.closed:  # it was flooded, and is made anew
+                time.sleep(_SETTLED_MS / 1e3)
+                self.serve()
+                continue
             # A client's subscriptions come one by one: what it wants last should be there before the first message.
             changed = self._socket.poll(min(int(left * 1000) + 1, _SETTLED_MS))
             if not changed and self.joined >= wanted:
