@@ -24,6 +24,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from realtime_skyseg_simulator.film import FilmSample
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.samples import FilmSampleSettings, class_mask
 
 import realtime_skyseg as sky
 from realtime_skyseg.analysers.objects import measure
@@ -34,9 +37,6 @@ from realtime_skyseg.field.magnet import Magnet
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.programme import ExperimentSettings
 from realtime_skyseg.records import Segmentation
-from simulator.film import FilmSample
-from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.samples import FilmSampleSettings, class_mask
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
+from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
 
 from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import PrepareSettings
@@ -24,8 +26,6 @@ from realtime_skyseg.plots import overlay
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.records import Background
 from realtime_skyseg.segmentation.scaling import scale_mirrored
-from simulator.film import Film
-from simulator.kerr_camera import KerrCamera, KerrSettings
 
 MARGIN = 24
 

@@ -13,13 +13,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from simulator.film import Film
-from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
 
 FIELDS = (0.12, 0.16, 0.20, 0.24, 0.26, 0.28, 0.30, 0.32, 0.34, 0.36, 0.38, 0.40)
 PROTOTYPE_COUNTS = (406, 394, 377, 343, 308, 260, 194, 114, 43, 3, 0, 0)

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+from realtime_skyseg_simulator.simulate import load_recording, simulate
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -24,7 +25,6 @@ from scipy.stats import ks_2samp
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.training.labelled import read_labelled
-from simulator.simulate import load_recording, simulate
 
 FIGURES = {
     "cnr": "contrast / noise",

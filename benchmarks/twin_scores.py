@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from realtime_skyseg_simulator.simulate import load_recording, simulate
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -18,7 +19,6 @@ from twin_realism import figures
 from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.training.evaluate import evaluate
 from realtime_skyseg.training.labelled import LabelledImage
-from simulator.simulate import load_recording, simulate
 
 #: What the optics and the inside of the simulated skyrmions leave of the contrast.
 VISIBLE = 0.75

@@ -13,10 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np
-
-from simulator.film import Film
-from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
+from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
 
 
 def show(name: str, run: Callable[[], object], n: int = 100, per: int = 1) -> None:

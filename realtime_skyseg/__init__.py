@@ -35,8 +35,17 @@ _PLACES = {
 caches.prepare_numba()
 
 
+def __dir__() -> list[str]:
+    """What the Tab key offers."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     # Imported on first use: `import realtime_skyseg` itself stays free of OpenCV, HDF5 and ZeroMQ.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("realtime_skyseg")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
+import realtime_skyseg
 from realtime_skyseg import log_file
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError, SkysegError
 from realtime_skyseg.records import printable
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="skyseg", description="Live segmentation of magnetic skyrmions in Kerr microscopy."
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens to stderr")
+    parser.add_argument("--version", action="version", version=f"skyseg {realtime_skyseg.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     settings = argparse.ArgumentParser(add_help=False)

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.patterns import edge_of, element_of
+from realtime_skyseg_simulator.samples import FilmSampleSettings, FilmSettings, open_sample, truth_of
 
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
-from simulator.film import Film
-from simulator.patterns import edge_of, element_of
-from simulator.samples import FilmSampleSettings, FilmSettings, open_sample, truth_of
 
 #: Field, objects of at least 10 px at 512x512, their median diameter in px, mean of phi: measured with a prototype.
 TABLE = [

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
 
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
-from simulator.kerr_camera import KerrCamera, KerrSettings
 
 QUIET = KerrSettings(
     flicker=0,

@@ -19,9 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from realtime_skyseg_drivers.micromanager import _picture
 
 import realtime_skyseg as sky
-from drivers.micromanager import _picture
 from realtime_skyseg.config import validate
 from realtime_skyseg.devices import Camera, CameraChanged, CameraNotice
 from realtime_skyseg.errors import CameraError, SettingsError

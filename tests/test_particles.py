@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from realtime_skyseg_simulator.particles import ParticleSample
+from realtime_skyseg_simulator.samples import ParticleSampleSettings, truth_of
 
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
-from simulator.particles import ParticleSample
-from simulator.samples import ParticleSampleSettings, truth_of
 
 FREE = {"pins": 0, "repulsion_kT": 0.0}
 

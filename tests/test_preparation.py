@@ -18,6 +18,8 @@ from conftest import settings
 from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
+from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
 from test_service import free_address
 
 import realtime_skyseg as sky
@@ -29,8 +31,6 @@ from realtime_skyseg.preparation import Drift, Preparation, load_image
 from realtime_skyseg.records import Background, Class, Segmentation, Skipped
 from realtime_skyseg.streaming import ImageMessage
 from realtime_skyseg.training.evaluate import Scores, score_image
-from simulator.film import Film
-from simulator.kerr_camera import KerrCamera, KerrSettings
 
 SHAPE = (256, 320)
 MARGIN = 24  # of the sample around the view

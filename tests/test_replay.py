@@ -15,13 +15,13 @@ import numpy as np
 import pydantic
 import pytest
 import tifffile
+from realtime_skyseg_simulator.replay import ReplayCamera, ReplaySettings
 
 from realtime_skyseg.devices import Camera, CameraEnded, driver
 from realtime_skyseg.errors import CameraError, RecordingError, SettingsError
 from realtime_skyseg.recordings import Recording, open_recording
 from realtime_skyseg.records import Frame
 from realtime_skyseg.storage import Provenance, RunWriter
-from simulator.replay import ReplayCamera, ReplaySettings
 
 N, HEIGHT, WIDTH = 20, 48, 64
 

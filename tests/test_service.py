@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import realtime_skyseg_simulator
 import tifffile
 from conftest import settings
 
@@ -99,7 +100,7 @@ def test_masks_in_the_file_equal_masks_in_another_process(tmp_path: Path) -> Non
 
 def test_the_count_follows_the_truth_of_the_bundled_recording(tmp_path: Path) -> None:
     summary = sky.Service(settings(tmp_path)).run()
-    bundled = Path(__file__).parents[1] / "simulator" / "recordings" / "skyrmions_field_sweep.tif"
+    bundled = Path(realtime_skyseg_simulator.__file__).parent / "recordings" / "skyrmions_field_sweep.tif"
     with tifffile.TiffFile(bundled) as file:
         truth = np.array(json.loads(file.pages[0].description)["true_count"])  # type: ignore[union-attr]
     with sky.open_run(summary.run_file) as run:

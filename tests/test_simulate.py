@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from realtime_skyseg_simulator.replay import BUNDLED
+from realtime_skyseg_simulator.simulate import load_recording, simulate
 
 from realtime_skyseg import cli
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.recordings import open_recording
 from realtime_skyseg.records import Class
 from realtime_skyseg.training.labelled import read_labelled
-from simulator.replay import BUNDLED
-from simulator.simulate import load_recording, simulate
 
 SWEEP = BUNDLED.with_suffix(".yaml")
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -22,6 +22,11 @@ import pytest
 from conftest import settings
 from hypothesis import given
 from hypothesis import strategies as st
+from realtime_skyseg_simulator import twin_field
+from realtime_skyseg_simulator.magnet import MagnetSettings, TwinMagnet
+from realtime_skyseg_simulator.microscope import TwinSettings
+from realtime_skyseg_simulator.twin import TwinCamera
+from realtime_skyseg_simulator.twin_field import TwinField, TwinFieldSettings
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import FieldSettings, load_config, validate
@@ -30,11 +35,6 @@ from realtime_skyseg.errors import FieldError, SettingsError
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.records import Frame
 from realtime_skyseg.service import Summary
-from simulator import twin_field
-from simulator.magnet import MagnetSettings, TwinMagnet
-from simulator.microscope import TwinSettings
-from simulator.twin import TwinCamera
-from simulator.twin_field import TwinField, TwinFieldSettings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

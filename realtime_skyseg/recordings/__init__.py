@@ -1,7 +1,7 @@
 """Recordings of labs, read frame by frame: folders, TIFF, video, NumPy, HDF5, Zarr, NDTiff and run files.
 
 Every kind is read lazily: a broken recording yields its good frames first and then a `RecordingError` that names the
-file and the frame, counted from 0. Pacing is not done here (see `simulator.replay`).
+file and the frame, counted from 0. Pacing is not done here (see `realtime_skyseg_simulator.replay`).
 """
 
 from pathlib import Path

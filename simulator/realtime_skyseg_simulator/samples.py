@@ -1,7 +1,7 @@
 """What every simulated sample offers, its settings, and how one is opened.
 
-Two kinds: `film` (`simulator.film`, a phase field: hysteresis, stripes, skyrmions) and `particles`
-(`simulator.particles`, diffusing skyrmions). Both can be cut into an element (`simulator.patterns`).
+Two kinds: `film` (`film.py`, a phase field: hysteresis, stripes, skyrmions) and `particles`
+(`particles.py`, diffusing skyrmions). Both can be cut into an element (`patterns.py`).
 """
 
 import math
@@ -185,10 +185,10 @@ def open_sample(settings: FilmSampleSettings | ParticleSampleSettings, height: i
     Raises `SettingsError` for a view or a pattern that is too small.
     """
     if isinstance(settings, FilmSampleSettings):
-        from simulator.film import FilmSample
+        from realtime_skyseg_simulator.film import FilmSample
 
         return FilmSample(settings, height, width)
-    from simulator.particles import ParticleSample
+    from realtime_skyseg_simulator.particles import ParticleSample
 
     return ParticleSample(settings, height, width)
 

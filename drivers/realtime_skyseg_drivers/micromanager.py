@@ -435,7 +435,7 @@ def _loading_failed(configuration: Path, adapters: Path, reason: str) -> str:
 
 
 class _Peek:
-    """Images of a live view that somebody else runs, by way of the process `drivers.micromanager_peek`.
+    """Images of a live view that somebody else runs, by way of the process `realtime_skyseg_drivers.micromanager_peek`.
 
     That process is ended when it falls silent for `_HANG_S`, and begun anew.
     """
@@ -512,7 +512,7 @@ class _Peek:
         # -P: nothing in the working directory stands in for a module. Its errors come as messages; what the bridge
         # prints besides is noise.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "drivers.micromanager_peek",
+            [sys.executable, "-P", "-m", "realtime_skyseg_drivers.micromanager_peek",
              str(self._port), self._address, self._token.decode()],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from realtime_skyseg.errors import SettingsError
-from simulator.film import MARGIN_PX
-from simulator.patterns import edge_of, element_of
-from simulator.samples import FloatImage, ParticleSampleSettings, Truth, check_advance, class_mask
+from realtime_skyseg_simulator.film import MARGIN_PX
+from realtime_skyseg_simulator.patterns import edge_of, element_of
+from realtime_skyseg_simulator.samples import FloatImage, ParticleSampleSettings, Truth, check_advance, class_mask
 
 _SHRINKING = 0.63  # of the diameter from no field to annihilation: a line through the film's diameters
 _LARGEST = 1.5  # diameter in negative fields, relative to that without field
@@ -34,14 +34,14 @@ _SEPARATION = 1.1  # distance to others, in diameters, that a skyrmion needs to 
 
 
 class ParticleSample:
-    """Skyrmions as particles under a microscope, as a `simulator.samples.Sample`.
+    """Skyrmions as particles under a microscope, as a `realtime_skyseg_simulator.samples.Sample`.
 
     `positions_um` is (N, 2) float64, x and y from the centre of the first pixel; they go on beyond the borders of a
     periodic sample, so that displacements can be read off. `alive`, (N,) bool, says which of them exist.
     """
 
     def __init__(self, settings: ParticleSampleSettings, height: int, width: int) -> None:
-        """Place the skyrmions; see `simulator.samples.open_sample`."""
+        """Place the skyrmions; see `realtime_skyseg_simulator.samples.open_sample`."""
         self.settings = s = settings
         self.shape = (height + 2 * MARGIN_PX, width + 2 * MARGIN_PX)
         self.element = element_of(s.pattern, self.shape, (height, width), s.pattern_size)
@@ -71,7 +71,7 @@ class ParticleSample:
         self._seen: FloatImage | None = None
 
     def advance(self, seconds: float, field_mT: float, in_plane_mT: float = 0.0) -> None:
-        """Let time pass; see `simulator.samples.Sample`."""
+        """Let time pass; see `samples.Sample`."""
         check_advance(seconds, field_mT, in_plane_mT)
         s = self.settings
         self._field_mT, self._seen = field_mT, None
@@ -83,13 +83,13 @@ class ParticleSample:
             self._move(seconds / parts)
 
     def magnetisation(self) -> FloatImage:
-        """The magnetisation, (H, W) float32; see `simulator.samples.Sample`."""
+        """The magnetisation, (H, W) float32; see `samples.Sample`."""
         if self._seen is None:
             self._seen = self._draw()
         return self._seen
 
     def truth(self) -> Truth:
-        """What is there now; see `simulator.samples.Sample`. The positions are the particles' own, to sub-pixels."""
+        """What is there now; see `samples.Sample`. The positions are the particles' own, to sub-pixels."""
         mask = class_mask(self.magnetisation(), self.element, self._edge)
         positions = self._wrapped() / self.settings.pixel_um
         return Truth(mask, positions.astype(np.float32), len(positions))

@@ -38,7 +38,7 @@ from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError, SkysegError
 from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import Image
-from simulator.faults import (
+from realtime_skyseg_simulator.faults import (
     CameraDies,
     CameraGone,
     Defocus,
@@ -54,11 +54,18 @@ from simulator.faults import (
     Schedule,
     TornFrames,
 )
-from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.magnet import MagnetSettings, TwinMagnet
-from simulator.patterns import edge_of
-from simulator.samples import FilmSampleSettings, SampleSettings, Truth, class_mask, open_sample, truth_of
-from simulator.twin_field import DEFAULT_PORT
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.magnet import MagnetSettings, TwinMagnet
+from realtime_skyseg_simulator.patterns import edge_of
+from realtime_skyseg_simulator.samples import (
+    FilmSampleSettings,
+    SampleSettings,
+    Truth,
+    class_mask,
+    open_sample,
+    truth_of,
+)
+from realtime_skyseg_simulator.twin_field import DEFAULT_PORT
 
 #: How long the camera may take to connect.
 _CONNECT_S = 20.0

@@ -24,8 +24,16 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from realtime_skyseg.errors import SettingsError
-from simulator.patterns import edge_of, element_of
-from simulator.samples import FilmSampleSettings, FilmSettings, FloatImage, Truth, check_advance, class_mask, truth_of
+from realtime_skyseg_simulator.patterns import edge_of, element_of
+from realtime_skyseg_simulator.samples import (
+    FilmSampleSettings,
+    FilmSettings,
+    FloatImage,
+    Truth,
+    check_advance,
+    class_mask,
+    truth_of,
+)
 
 MARGIN_PX = 24  # of the sample around the view: hides that the film is periodic
 ANNIHILATION = 0.37  # field at which the last skyrmions of the film with default settings vanish, in the model's unit
@@ -134,10 +142,10 @@ class Film:
 
 
 class FilmSample:
-    """A film under a microscope, as a `simulator.samples.Sample`: fields in mT, time in seconds."""
+    """A film under a microscope, as a `realtime_skyseg_simulator.samples.Sample`: fields in mT, time in seconds."""
 
     def __init__(self, settings: FilmSampleSettings, height: int, width: int) -> None:
-        """Make the film and bring it into its first state; see `simulator.samples.open_sample`."""
+        """Make the film and bring it into its first state; see `realtime_skyseg_simulator.samples.open_sample`."""
         self.settings = settings
         scale = settings.scale
         rows, columns = (  # the transform is real along rows only
@@ -160,7 +168,7 @@ class FilmSample:
         self.film.step(start, _SETTLING_STEPS)
 
     def advance(self, seconds: float, field_mT: float, in_plane_mT: float = 0.0) -> None:
-        """Let time pass; see `simulator.samples.Sample`."""
+        """Let time pass; see `realtime_skyseg_simulator.samples.Sample`."""
         check_advance(seconds, field_mT, in_plane_mT)
         self._due += seconds * self.settings.steps_per_s
         steps = int(self._due + 1e-6)
@@ -172,7 +180,7 @@ class FilmSample:
         self._seen = None
 
     def magnetisation(self) -> FloatImage:
-        """The magnetisation, (H, W) float32; see `simulator.samples.Sample`."""
+        """The magnetisation, (H, W) float32; see `realtime_skyseg_simulator.samples.Sample`."""
         if self._seen is None:
             self._seen = self.film.phi
             if self.film.shape != self.shape:
@@ -183,7 +191,7 @@ class FilmSample:
         return self._seen
 
     def truth(self) -> Truth:
-        """What is there now; see `simulator.samples.Sample`."""
+        """What is there now; see `realtime_skyseg_simulator.samples.Sample`."""
         return truth_of(class_mask(self.magnetisation(), self.element, self._edge))
 
     def _model_field(self, field_mT: float) -> float:

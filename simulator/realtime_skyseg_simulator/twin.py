@@ -16,7 +16,7 @@ from realtime_skyseg import errors
 from realtime_skyseg.devices import CameraEnded, CameraNotice, DriverSettings
 from realtime_skyseg.errors import CameraError
 from realtime_skyseg.records import Frame
-from simulator.microscope import TwinSettings
+from realtime_skyseg_simulator.microscope import TwinSettings
 
 #: A message that has begun has to come within this time.
 _HANG_S = 5.0
@@ -30,7 +30,7 @@ _REAL_TIME = "real time; where the machine cannot keep up, frames come late, the
 
 
 class TwinCamera:
-    """The camera of a virtual microscope (`simulator.microscope`), as a `realtime_skyseg.devices.Camera`.
+    """The camera of a virtual microscope (`microscope.py`), as a `realtime_skyseg.devices.Camera`.
 
     The first frame is exposed at the first `read`.
     """
@@ -140,7 +140,7 @@ def _start(settings: TwinSettings) -> "subprocess.Popen[bytes]":
         own = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     # -P: nothing in the working directory stands in for a module.
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "simulator.microscope"],
+        [sys.executable, "-P", "-m", "realtime_skyseg_simulator.microscope"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -18,7 +18,7 @@ from pydantic import Field
 from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Mask
-from simulator.samples import FloatImage
+from realtime_skyseg_simulator.samples import FloatImage
 
 _NonNegative = Annotated[float, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0)]

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg.errors import SettingsError
-from simulator.samples import Pattern
+from realtime_skyseg_simulator.samples import Pattern
 
 #: What counts as the edge of an element reaches this far outside it, and one pixel inside.
 EDGE_PX = 3

@@ -39,8 +39,8 @@ from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.recordings import LabelledRecording
 from realtime_skyseg.records import Class
-from simulator.kerr_camera import KerrCamera, KerrSettings
-from simulator.samples import (
+from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.samples import (
     FilmSampleSettings,
     FilmSettings,
     ParticleSampleSettings,

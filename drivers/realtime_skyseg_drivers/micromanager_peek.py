@@ -1,7 +1,7 @@
 """The process that looks at the images of an open Micro-Manager, for mode `attach` of the driver `micromanager`.
 
 A process, because a call through Micro-Manager's bridge to a server that hangs or has died never returns, and neither
-does the destructor of anything it ever handed out: only the end of a process ends it. `drivers.micromanager` starts
+does the destructor of anything it ever handed out: only the end of a process ends it. `micromanager` starts
 it, listens to it on a loopback socket, and kills it when it falls silent. It ends by itself when its standard input
 closes, which is when whoever started it has gone.
 
