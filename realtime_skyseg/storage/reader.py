@@ -16,7 +16,6 @@ from realtime_skyseg.errors import RunFileError, RunFileUnusableError
 from realtime_skyseg.quantities import Columns, Quantity, blank_rows, columns
 from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout, tables, trust
-from realtime_skyseg.storage.chunk import crc32
 
 
 class Run:
@@ -126,7 +125,7 @@ class Run:
                 image = self.raw[frame]
             except OSError as error:
                 return f"its raw frame cannot be read: {error}"
-            if row.get("raw_crc32", -1) not in (-1, crc32(image)):
+            if row.get("raw_crc32", -1) not in (-1, _crc32(image)):
                 return "its raw frame is not the one that was written"
         if row.get("skipped", Skipped.PENDING) == Skipped.NOT_SKIPPED:
             if (
@@ -139,7 +138,7 @@ class Run:
                 mask = self.mask[frame]
             except OSError as error:
                 return f"its mask cannot be read: {error}"
-            if row.get("mask_crc32", -1) not in (-1, crc32(mask)):
+            if row.get("mask_crc32", -1) not in (-1, _crc32(mask)):
                 return "its mask is not the one that was written"
             if row.get("objects_crc32", -1) not in (-1, zlib.crc32(self.objects(frame).tobytes())):
                 return "its objects are not those that were written"
@@ -264,6 +263,11 @@ def _quantity(name: str, column: h5py.Dataset) -> Quantity:
     """A column as it was declared."""
     unit, meaning = (str(column.attrs.get(key, "")) for key in ("units", "description"))
     return Quantity(name, column.dtype, column.fillvalue, unit, meaning, of="frame")
+
+
+def _crc32(image: np.ndarray) -> int:
+    """As `chunk.crc32` gives it, without the package that is quicker."""
+    return zlib.crc32(np.ascontiguousarray(image).data)
 
 
 def _count(values: Any) -> np.ndarray:

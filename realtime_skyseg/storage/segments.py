@@ -16,7 +16,8 @@ import numpy as np
 
 from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import NOT_ANALYSED
-from realtime_skyseg.storage.chunk import Chunk, DirectDataset
+from realtime_skyseg.storage.chunk import Chunk
+from realtime_skyseg.storage.columns import DirectDataset
 
 Kind = Literal["raw", "mask"]
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileUnusableError
-from realtime_skyseg.quantities import Columns, Quantity, row_dtype
-from realtime_skyseg.storage.chunk import Column
+from realtime_skyseg.quantities import Columns, Quantity
 
 #: Attribute of a table: the names of its columns, in the order of a row.
 _COLUMNS = "columns"
@@ -95,30 +94,6 @@ def replace(table: h5py.Group | h5py.Dataset, declared: Columns, rows: NDArray[n
     for dataset in datasets(table, declared):
         dataset.resize(0, axis=0)
     append(table, rows)
-
-
-class TableWriter:
-    """Rows at the end of a table of a file that others may read.
-
-    Args:
-        file: open for writing.
-        place: of the table.
-        declared: its columns.
-    """
-
-    def __init__(self, file: h5py.File, place: str, declared: Columns) -> None:
-        self.dtype = row_dtype(declared)
-        self._columns = {name: Column(file, f"{place}/{name}") for name in declared}
-
-    def add(self, rows: NDArray[np.void]) -> None:
-        """Take rows, which `write` writes."""
-        for name, column in self._columns.items():
-            column.add(rows[name])
-
-    def write(self) -> None:
-        """Write what was added. Safe to call again where it failed."""
-        for column in self._columns.values():
-            column.write()
 
 
 def _extend(dataset: h5py.Dataset, values: NDArray[Any]) -> None:

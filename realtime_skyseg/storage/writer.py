@@ -42,9 +42,9 @@ from realtime_skyseg.records import (
     TableRow,
 )
 from realtime_skyseg.storage import layout, tables
-from realtime_skyseg.storage.chunk import Chunk, Column, DirectDataset, pack
+from realtime_skyseg.storage.chunk import Chunk, pack
+from realtime_skyseg.storage.columns import Column, DirectDataset, TableWriter
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
-from realtime_skyseg.storage.tables import TableWriter
 
 #: Held back on the disk beyond 32 frames, for what is open when the disk is full.
 _RESERVE_BYTES = 48_000_000

@@ -113,7 +113,7 @@ def recover(path: str | Path, out: str | Path | None = None, patience_s: float =
         raise SettingsError(f"'{target}' exists already and is not overwritten; move it away")
     # A name of its own: another rescue of the same file at the same time, or one that was killed, is not in the way.
     partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    program = "import sys; from realtime_skyseg.storage.recover import _rescue_here; _rescue_here(*sys.argv[1:])"
+    program = "import sys; from realtime_skyseg.storage.rescue import _rescue_here; _rescue_here(*sys.argv[1:])"
     command = [sys.executable, "-P", "-c", program, str(path), str(partial), str(patience_s)]
     # The process ends with this one: its standard input is the sign of life.
     process = subprocess.Popen(
