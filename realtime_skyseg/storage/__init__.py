@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realtime_skyseg.storage.chunk import crc32
     from realtime_skyseg.storage.fill import RunFiller
+    from realtime_skyseg.storage.provenance import Provenance
     from realtime_skyseg.storage.reader import Run, open_run
     from realtime_skyseg.storage.rescue import Rescue, recover
-    from realtime_skyseg.storage.writer import Provenance, RunWriter
+    from realtime_skyseg.storage.writer import RunWriter
 
 __all__ = ["Provenance", "Rescue", "Run", "RunFiller", "RunWriter", "crc32", "open_run", "recover"]
 
 _PLACES = {
-    "Provenance": "writer", "Rescue": "rescue", "Run": "reader", "RunFiller": "fill", "RunWriter": "writer",
+    "Provenance": "provenance", "Rescue": "rescue", "Run": "reader", "RunFiller": "fill", "RunWriter": "writer",
     "crc32": "chunk", "open_run": "reader", "recover": "rescue",
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from realtime_skyseg.errors import RunFileError, SettingsError
 from realtime_skyseg.records import Counters, Event, Result, Skipped
 from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import pack
+from realtime_skyseg.storage.collected import result_row
 from realtime_skyseg.storage.reader import row_check
-from realtime_skyseg.storage.writer import result_row
 
 
 class RunFiller:

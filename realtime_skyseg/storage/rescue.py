@@ -37,8 +37,9 @@ from realtime_skyseg.quantities import Columns, row_dtype
 from realtime_skyseg.records import Counters, Event, Skipped
 from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
+from realtime_skyseg.storage.create import new_stack
+from realtime_skyseg.storage.provenance import iso
 from realtime_skyseg.storage.segments import FRAMES_PER_FILE
-from realtime_skyseg.storage.writer import iso, new_stack
 
 _ALL_COLUMNS = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
 

@@ -4,36 +4,25 @@ import atexit
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 import weakref
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import h5py
 import numpy as np
 
 from realtime_skyseg.analysers import RunningAnalyser
 from realtime_skyseg.errors import DiskFullError, RunFileError, SettingsError
-from realtime_skyseg.hdf5_filters import bitshuffle
-from realtime_skyseg.quantities import Columns, Quantity, blank_rows, columns, row_dtype
+from realtime_skyseg.quantities import columns
 from realtime_skyseg.records import (
-    FRAME_QUANTITIES,
-    NOT_ANALYSED,
     Background,
-    Class,
     Event,
     Frame,
     LateResult,
@@ -41,9 +30,12 @@ from realtime_skyseg.records import (
     Skipped,
     TableRow,
 )
-from realtime_skyseg.storage import layout, tables
+from realtime_skyseg.storage import layout
 from realtime_skyseg.storage.chunk import Chunk, pack
+from realtime_skyseg.storage.collected import AnalyserTable, FrameColumns, result_row
 from realtime_skyseg.storage.columns import Column, DirectDataset, TableWriter
+from realtime_skyseg.storage.create import Plan, create, new_stack
+from realtime_skyseg.storage.provenance import Provenance, iso
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
 
 #: Held back on the disk beyond 32 frames, for what is open when the disk is full.
@@ -61,37 +53,6 @@ _NO_CHUNK.set_result(Chunk(b"", -1))
 
 #: Those that the end of the program must close.
 _open_writers: "weakref.WeakSet[RunWriter]" = weakref.WeakSet()
-
-_RECORDED_PACKAGES = (
-    "realtime_skyseg", "numpy", "torch", "openvino", "tensorrt", "opencv-python", "h5py", "hdf5plugin", "imagecodecs",
-    "pyzmq", "pymmcore", "pycromanager",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where a run's numbers come from."""
-
-    run_id: str
-    configuration: str  # the full settings, YAML
-    model: str
-    weights_sha256: str
-    engine: str
-    device: str
-    precision: str
-    agreement: float
-    title: str = ""
-    sample: str = ""
-    operator: str = ""
-    clock: str = ""
-    #: What `time_s` counts from: a camera's frames are timed as they come, a recording's as they were recorded.
-    timing: Literal["hand-over", "recording", "unknown"] = "hand-over"
-    frame_names: Sequence[str] | None = None  # of the frames of a recording, by their numbers; it may begin again
-    camera: dict[str, str | int | float | bool] = field(default_factory=dict)
-    pixel_size_um: float | None = None
-    supply: dict[str, str | int | float | bool] = field(default_factory=dict)  # of the magnet
-    calibration: str = ""  # of the magnet, YAML
-    experiment: dict[str, str] | None = None  # texts about a field programme; None: there is none
 
 
 class RunWriter:
@@ -140,7 +101,7 @@ class RunWriter:
         in_path = [analyser for analyser in analysers if analyser.pace == "every_frame"]
         self._result_columns = layout.RESULT_COLUMNS | columns(*(q for one in in_path for q in one.of("frame")))
         self._object_columns = layout.OBJECT_COLUMNS | columns(*(q for one in in_path for q in one.of("object")))
-        self._analysers = {one.name: extra for one in analysers if (extra := _Extra(one)).wanted}
+        self._analysers = {one.name: extra for one in analysers if (extra := AnalyserTable(one)).wanted}
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.frames_written = 0
@@ -178,7 +139,15 @@ class RunWriter:
             if segment_gb:
                 frames = max(1, int(segment_gb * 1e9 / (shape[0] * shape[1] * (dtype.itemsize + 1))))
                 self._segments = Segments(folder, shape, dtype, frames)
-            self._create(shape, dtype, provenance)
+            plan = Plan(
+                shape, dtype, provenance, self._start_ns, self._result_columns, self._object_columns, self._new_stack
+            )
+            create(self._file, plan)
+            if self._analysers:
+                group = self._file["entry"].create_group("analysers")
+                group.attrs["NX_class"] = "NXcollection"
+                for table in self._analysers.values():
+                    table.create(group, shape)
             self._file.swmr_mode = True
             self._reserve = _hold_back(path.parent, self._reserve_bytes - self._piece_bytes)
             self._handle = os.open(self.partial, os.O_RDWR)
@@ -196,8 +165,8 @@ class RunWriter:
         if not self._segments:
             self._stacks = {kind: DirectDataset(self._file, place) for kind, place in _STACKS}
         self._length = 0  # frames that are known of
-        self._frames = _Block(self._file, layout.FRAME_COLUMNS, "row_crc32")
-        self._results = _Block(self._file, self._result_columns, "result_crc32")
+        self._frames = FrameColumns(self._file, layout.FRAME_COLUMNS, "row_crc32")
+        self._results = FrameColumns(self._file, self._result_columns, "result_crc32")
         self._objects = TableWriter(self._file, layout.OBJECTS, self._object_columns)
         for extra in self._analysers.values():
             extra.open(self._file)
@@ -523,133 +492,6 @@ class RunWriter:
     def _free(self) -> int:
         return shutil.disk_usage(self.path.parent).free
 
-    def _create(self, shape: tuple[int, int], dtype: np.dtype[Any], provenance: Provenance) -> None:
-        """Make every group, dataset and attribute: none can be added once others may read along."""
-        root = self._file
-        root.attrs["NX_class"] = "NXroot"
-        root.attrs["default"] = "entry"
-        root.attrs["layout"] = layout.LAYOUT_VERSION
-        entry = _group(root, "entry", "NXentry")
-        entry.attrs["default"] = "data"
-        _text(entry, "title", provenance.title or "skyrmion run")
-        _text(entry, "run_id", provenance.run_id)
-        _text(entry, "entry_identifier", provenance.run_id)
-        _text(entry, "program_name", "realtime_skyseg").attrs["version"] = _version("realtime_skyseg") or "unknown"
-        _text(entry, "start_time", iso(self._start_ns))
-        entry.create_dataset("end_time", data=np.bytes_(b""), dtype="S40")
-        entry.create_dataset("exit_status", data=np.int32(-1)).attrs["meaning"] = "-1: not finished"
-
-        instrument = _group(entry, "instrument", "NXinstrument")
-        _text(instrument, "name", "Kerr microscope")
-        detector = _group(instrument, "detector", "NXdetector")
-        raw = self._new_stack(detector, "data", dtype, 0, "raw")
-        raw.attrs["long_name"] = "raw frames"
-        for name, value in provenance.camera.items():
-            told = _scalar(detector, name, value)
-            unit = layout.UNITS.get(name.rpartition("_")[2]) if not isinstance(value, str) else None
-            if unit:
-                told.attrs["units"] = unit
-        if provenance.frame_names is not None:
-            names = [name.encode("utf-8", "replace") for name in provenance.frame_names]
-            width = max([1, *map(len, names)])
-            kind = f"S{width}" if all(map(bytes.isascii, names)) else h5py.string_dtype("utf-8", width)
-            stored = detector.create_dataset("frame_names", data=np.array(names, kind), compression="gzip")
-            stored.attrs["long_name"] = "name of each frame of the recording, by frames/number; it may begin again"
-        if provenance.pixel_size_um is not None:
-            for name in ("x_pixel_size", "y_pixel_size"):
-                detector.create_dataset(name, data=provenance.pixel_size_um).attrs["units"] = "um"
-
-        process = _group(entry, "segmentation", "NXprocess")
-        _text(process, "program", "realtime_skyseg")
-        _text(process, "version", _version("realtime_skyseg") or "unknown")
-        for name in ("model", "weights_sha256", "engine", "device", "precision"):
-            _text(process, name, getattr(provenance, name))
-        process.create_dataset("agreement", data=provenance.agreement).attrs["long_name"] = (
-            "share of pixels equal to torch float32"
-        )
-        masks = self._new_stack(process, "mask", np.dtype(np.uint8), NOT_ANALYSED, "mask")
-        masks.attrs["long_name"] = "class per pixel"
-        masks.attrs["classes"] = json.dumps(
-            {value.name.lower(): value.value for value in Class} | {"not_analysed": NOT_ANALYSED}
-        )
-
-        preparation = _group(entry, "preparation", "NXprocess")
-        background = new_stack(preparation, "background", shape, np.dtype(np.float32), fill=0)
-        background.attrs["long_name"] = "reference image in the camera's grey levels"
-        for name, code, meaning in (
-            ("first_frame", "i8", "index of the first frame that a background applies to"),
-            ("source", "S200", "taken, rolling_median, or the background's file"),
-        ):
-            column = preparation.create_dataset(name, (0,), code, maxshape=(None,), chunks=(64,))
-            column.attrs["long_name"] = meaning
-
-        frames = _group(entry, "frames", "NXcollection")
-        for quantity in (layout.FRAME_COLUMNS | self._result_columns).values():
-            tables.create_column(frames, quantity, packed=False)
-        frames["skipped"].attrs["codes"] = json.dumps({cause.name.lower(): cause.value for cause in Skipped})
-        if provenance.timing == "hand-over":
-            frames["time_s"].attrs["start"] = iso(self._start_ns)
-        for check, covered in zip(layout.CHECKS, (layout.FRAME_COLUMNS, self._result_columns), strict=True):
-            frames[check].attrs["covers"] = json.dumps([name for name in covered if name != check])
-        tables.create(entry, "objects", self._object_columns)
-        tables.create(entry, "events", layout.EVENT_COLUMNS)
-        if self._analysers:
-            group = _group(entry, "analysers", "NXcollection")
-            for extra in self._analysers.values():
-                extra.create(group, shape)
-
-        if provenance.experiment is not None:
-            _create_experiment(_group(entry, "experiment", "NXcollection"), provenance.experiment)
-
-        sample = _group(entry, "sample", "NXsample")
-        _text(sample, "name", provenance.sample or "unnamed")
-        log = _group(sample, "magnetic_field", "NXlog")
-        log["value"], log["time"] = frames["field_mT"], frames["time_s"]
-        if provenance.supply:
-            supply = _group(log, "supply", "NXcollection")
-            for name, value in provenance.supply.items():
-                _scalar(supply, name, value)
-        if provenance.calibration:
-            note = _group(log, "calibration", "NXnote")
-            _text(note, "type", "application/yaml")
-            _text(note, "data", provenance.calibration)
-        user = _group(entry, "user", "NXuser")
-        _text(user, "name", provenance.operator or "unnamed")
-
-        note = _group(entry, "configuration", "NXnote")
-        _text(note, "type", "application/yaml")
-        _text(note, "data", provenance.configuration)
-        note = _group(entry, "summary", "NXnote")
-        _text(note, "type", "application/json")
-        note.create_dataset("data", data=np.bytes_(b""), dtype=f"S{layout.SUMMARY_LENGTH}")
-
-        origin = _group(entry, "provenance", "NXcollection")
-        _text(origin, "versions", json.dumps({name: found for name in _RECORDED_PACKAGES if (found := _version(name))}))
-        _text(origin, "python", sys.version)
-        _text(origin, "platform", sys.platform)
-        _text(origin, "host", socket.gethostname())
-        _text(origin, "git_commit", _git_commit())
-        _text(origin, "camera_clock", provenance.clock or "none")
-        _text(origin, "service_clock", "Unix time of the service's host (time.time_ns)")
-
-        data = _group(entry, "data", "NXdata")
-        axis = "number" if provenance.timing == "unknown" else "time"
-        steps = frames["number" if axis == "number" else "time_s"]
-        data["raw"], data[axis] = raw, steps
-        data.attrs["signal"] = "raw"
-        data.attrs["axes"] = [axis, ".", "."]
-        if provenance.pixel_size_um is not None:
-            data.attrs["axes"] = [axis, "y", "x"]
-            for name, side in zip(("y", "x"), shape, strict=True):
-                place = data.create_dataset(name, data=np.arange(side, dtype=np.float64) * provenance.pixel_size_um)
-                place.attrs["units"] = "um"
-                place.attrs["long_name"] = f"{name} (um), from the centre of the first pixel"
-        # Not with the raw frames, which are there earlier: a plot wants one length.
-        shown = _group(entry, "masks", "NXdata")
-        shown["mask"], shown[axis] = masks, steps
-        shown.attrs["signal"] = "mask"
-        shown.attrs["axes"] = [axis, ".", "."]
-
 
 @atexit.register
 def _close_forgotten() -> None:
@@ -657,151 +499,8 @@ def _close_forgotten() -> None:
         writer.__del__()
 
 
-def _create_experiment(group: h5py.Group, texts: dict[str, str]) -> None:
-    for name, text in texts.items():
-        _text(group, name, text)
-    for name, declared in layout.EXPERIMENT_TABLES.items():
-        tables.create(group, name, declared, "NXdata" if name == "steps" else "NXcollection")
-    steps = group["steps"]
-    steps.attrs["signal"] = "count"
-    steps.attrs["auxiliary_signals"] = ["area_fraction", "diameter_px"]
-    steps.attrs["axes"] = ["field_mT"]
-    for name in [name for name in layout.STEP_COLUMNS if name.endswith("_std")]:
-        steps[name.removesuffix("_std") + "_errors"] = steps[name]  # as NeXus calls it
-
-
 def _value(value: Any) -> Any:
     return value.encode(errors="replace") if isinstance(value, str) else value
-
-
-class _Extra:
-    """The table and the maps of an analyser in `layout.ANALYSERS`: of one beside the frames' path all that it finds, of
-    one in the path its maps.
-    """
-
-    def __init__(self, analyser: RunningAnalyser) -> None:
-        self.in_path = analyser.pace == "every_frame"
-        self.maps: dict[str, Quantity] = columns(*analyser.of("map"))
-        frame = Quantity("frame", "i8", -1, "", "index of the frame that it looked at")
-        self._columns: Columns = columns(frame, *([] if self.in_path else analyser.of("frame")))
-        self._name = analyser.name
-        self._waiting: deque[dict[str, np.ndarray]] = deque()
-        self._shapes: dict[str, tuple[int, int]] = {}
-        self._stored = 0
-
-    @property
-    def wanted(self) -> bool:
-        """It finds something that has no place elsewhere."""
-        return bool(self.maps) or len(self._columns) > 1
-
-    def create(self, group: h5py.Group, shape: tuple[int, int]) -> None:
-        """Make its table and the stacks of its maps."""
-        table = tables.create(group, self._name, self._columns)
-        for name, quantity in self.maps.items():
-            self._shapes[name] = quantity.map_shape(shape)
-            stack = new_stack(table, name, self._shapes[name], np.dtype(quantity.dtype), quantity.fill)
-            stack.attrs["long_name"], stack.attrs["description"] = quantity.label, quantity.meaning
-            stack.attrs["cell_px"] = quantity.cell_px
-            if quantity.unit:
-                stack.attrs["units"] = quantity.unit
-
-    def open(self, file: h5py.File) -> None:
-        """Be ready to write."""
-        place = f"{layout.ANALYSERS}/{self._name}"
-        self._table = TableWriter(file, place, self._columns)
-        self._stacks = {name: DirectDataset(file, f"{place}/{name}") for name in self.maps}
-
-    def add(self, frame: int, values: dict[str, float], maps: dict[str, np.ndarray]) -> None:
-        """Take a row."""
-        row = blank_rows(self._columns, 1)
-        for name, value in ({"frame": frame} | values).items():
-            row[name] = value
-        self._table.add(row)
-        whole = {}
-        for name, quantity in self.maps.items():
-            blank = np.full(self._shapes[name], quantity.fill, quantity.dtype)
-            whole[name] = maps.get(name, blank)
-        self._waiting.append(whole)
-
-    def write(self) -> None:
-        """Safe to call again where it failed."""
-        while self._waiting:
-            for name, image in self._waiting[0].items():
-                self._stacks[name].put(self._stored, pack(image).data, self._stored + 1)
-            self._stored += 1
-            self._waiting.popleft()
-        self._table.write()
-
-
-class _Block:
-    """Columns of one value per frame, collected in memory and written together. Frames without values keep the
-    columns' fill values.
-
-    Args:
-        file: that is being written.
-        declared: the columns.
-        check: the column that vouches for the others.
-    """
-
-    def __init__(self, file: h5py.File, declared: Columns, check: str) -> None:
-        self._columns = {name: Column(file, f"{layout.FRAMES}/{name}") for name in declared}
-        self._check = check
-        self._length = 0
-        self._indices: list[int] = []
-        self._values: dict[str, list[float]] = {name: [] for name in declared if name != check}
-        self._fill = {name: quantity.fill for name, quantity in declared.items()}
-        self._row = row_dtype({name: declared[name] for name in self._values})
-
-    def add(self, index: int, **values: float) -> None:
-        self._indices.append(index)
-        for name, collected in self._values.items():
-            collected.append(values.get(name, self._fill[name]))
-
-    def write(self) -> None:
-        """Safe to call again where it failed."""
-        if self._indices:
-            self._pack()
-        for column in self._columns.values():
-            column.write()
-
-    def _pack(self) -> None:
-        first, end = self._length, self._indices[-1] + 1
-        places = np.array(self._indices) - first
-        rows = np.empty(len(places), self._row)
-        for name, collected in self._values.items():
-            rows[name] = collected
-        checks = [zlib.crc32(row.tobytes()) for row in rows]
-        for name, column in self._columns.items():
-            block = np.full(end - first, self._fill[name], column.dtype)
-            block[places] = checks if name == self._check else rows[name]
-            column.add(block)
-        for collected in self._values.values():
-            collected.clear()
-        self._indices.clear()
-        self._length = end
-
-
-def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.ndarray]:
-    """The values of a result in the columns of `layout.RESULT_COLUMNS`, and its rows in the table of objects."""
-    found = result.segmentation
-    rows = np.empty(len(found.objects), [("frame", "<u8"), *found.objects.dtype.descr])
-    rows["frame"] = result.frame.index
-    for name in found.objects.dtype.names or ():
-        rows[name] = found.objects[name]
-    values = {
-        "skipped": Skipped.NOT_SKIPPED,
-        **result.values,
-        **{name: np.nan if (value := getattr(found, name)) is None else value for name in FRAME_QUANTITIES},
-        "segmented_ns": result.segmented_ns,
-        "published_ns": result.published_ns,
-        "drift_x_px": result.drift_px[0],
-        "drift_y_px": result.drift_px[1],
-        "drift_quality": result.drift_quality,
-        "source_crc32": result.source_crc32,
-        "mask_crc32": mask_crc32,
-        "objects_crc32": zlib.crc32(rows.tobytes()),
-    }
-    return values, rows
 
 
 def _hold_back(folder: Path, size: int) -> IO[bytes]:
@@ -817,66 +516,3 @@ def _hold_back(folder: Path, size: int) -> IO[bytes]:
         reserve.close()
         raise
     return reserve
-
-
-def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
-    group = parent.create_group(name)
-    group.attrs["NX_class"] = nx_class
-    return group
-
-
-def _text(parent: h5py.Group, name: str, text: str) -> h5py.Dataset:
-    # Fixed length: strings of variable length cannot be read safely while the file is written. ASCII where it is: some
-    # readers know nothing else of fixed length.
-    if text.isascii() and "\0" not in text:
-        return parent.create_dataset(name, data=np.bytes_(text.encode() or b" "))
-    data = text.encode(errors="replace").replace(b"\0", b"?") or b" "
-    return parent.create_dataset(name, data=np.array(data, h5py.string_dtype("utf-8", len(data))))
-
-
-def _scalar(parent: h5py.Group, name: str, value: str | int | float | bool) -> h5py.Dataset:
-    if isinstance(value, str):
-        return _text(parent, name, value)
-    # HDF5 has no booleans; h5py would make an enumeration of them, which few other readers know.
-    return parent.create_dataset(name, data=np.uint8(value) if isinstance(value, bool) else value)
-
-
-def new_stack(parent: h5py.Group, name: str, shape: tuple[int, int], dtype: np.dtype[Any], fill: int) -> h5py.Dataset:
-    """An empty stack of images, (0, height, width), one chunk per image."""
-    stack = parent.create_dataset(
-        name,
-        (0, *shape),
-        dtype,
-        maxshape=(None, *shape),
-        chunks=(1, *shape),
-        fillvalue=fill,
-        fletcher32=True,
-        **bitshuffle,
-    )
-    stack.attrs["interpretation"] = "image"
-    return stack
-
-
-def iso(time_ns: int) -> str:
-    """Unix time as text."""
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="microseconds")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _git_commit() -> str:
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=True,
-            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(here.parent.parent.parent)},
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
