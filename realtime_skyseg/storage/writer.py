@@ -4,7 +4,6 @@ import atexit
 import json
 import os
 import shutil
-import tempfile
 import time
 import warnings
 import weakref
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +34,7 @@ from realtime_skyseg.storage.chunk import Chunk, pack
 from realtime_skyseg.storage.collected import AnalyserTable, FrameColumns, result_row
 from realtime_skyseg.storage.columns import Column, DirectDataset, TableWriter
 from realtime_skyseg.storage.create import Plan, create, new_stack
+from realtime_skyseg.storage.disk import Reserve
 from realtime_skyseg.storage.provenance import Provenance, iso
 from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
 
@@ -134,7 +134,7 @@ class RunWriter:
             reason = error.strerror or str(error)
             raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {reason}") from error
         self._segments: Segments | None = None
-        self._reserve: IO[bytes] | None = None
+        self._reserve: Reserve | None = None
         try:
             if segment_gb:
                 frames = max(1, int(segment_gb * 1e9 / (shape[0] * shape[1] * (dtype.itemsize + 1))))
@@ -149,7 +149,7 @@ class RunWriter:
                 for table in self._analysers.values():
                     table.create(group, shape)
             self._file.swmr_mode = True
-            self._reserve = _hold_back(path.parent, self._reserve_bytes - self._piece_bytes)
+            self._reserve = Reserve(path.parent, self._reserve_bytes - self._piece_bytes, self._piece_bytes)
             self._handle = os.open(self.partial, os.O_RDWR)
         except BaseException as error:
             self._file.close()
@@ -437,7 +437,7 @@ class RunWriter:
                     return operation()
                 except (OSError, RuntimeError) as error:
                     self._full = True
-                    if not self._give_back():
+                    if not (self._reserve and self._reserve.give_back()):
                         raise RunFileError(f"run file '{self.partial}' cannot {what}: {error}") from error
         finally:
             self._busy_since = 0.0
@@ -456,18 +456,6 @@ class RunWriter:
             f"the disk of '{self.path.parent}' is full but for the {self._reserve_bytes / 1e6:.0f} MB that finish the "
             f"run file: frame {index} and those after it are not recorded"
         )
-
-    def _give_back(self) -> bool:
-        """Let go of a piece of what was held back; False: there is none."""
-        if self._reserve is None:
-            return False
-        left = self._reserve.seek(0, os.SEEK_END) - self._piece_bytes
-        if left > 0:
-            self._reserve.truncate(left)
-        else:
-            self._reserve.close()
-            self._reserve = None
-        return True
 
     def _release(self) -> None:
         """Close everything that is open, whatever was written."""
@@ -501,18 +489,3 @@ def _close_forgotten() -> None:
 
 def _value(value: Any) -> Any:
     return value.encode(errors="replace") if isinstance(value, str) else value
-
-
-def _hold_back(folder: Path, size: int) -> IO[bytes]:
-    """A nameless file that takes `size` bytes of a folder's disk until it is closed or the process ends."""
-    reserve = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  stays open
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(reserve.fileno(), 0, size)
-        else:
-            for _ in range(0, size, 1 << 20):
-                reserve.write(bytes(1 << 20))
-    except BaseException:
-        reserve.close()
-        raise
-    return reserve

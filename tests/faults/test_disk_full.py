@@ -116,14 +116,18 @@ from test_run_file import ORIGIN
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import DiskFullError
 from realtime_skyseg.records import Background, Event, Frame, Result
-from realtime_skyseg.storage import RunWriter
+from realtime_skyseg.storage import RunWriter, writer as writer_module
 
 class SmallDisk(RunWriter):
     def _free(self):
         return 10**12  # the look at the disk is too early to see it
-    def _give_back(self):
+
+class Reserve(writer_module.Reserve):
+    def give_back(self):
         limit(resource.RLIM_INFINITY)
-        return super()._give_back()
+        return super().give_back()
+
+writer_module.Reserve = Reserve
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
