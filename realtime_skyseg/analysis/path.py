@@ -38,6 +38,7 @@ class FramePath:
     ) -> None:
         self.segmenter = segmenter
         self.preparation = preparation
+        self._watched = bool(analysers)
         self._analysers = [analyser for analyser in analysers if analyser.pace == "every_frame"]
         self._pixel_size_um = pixel_size_um
         self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
@@ -78,10 +79,11 @@ class FramePath:
             image, result.drift_px, result.drift_quality = ready.image, ready.drift_px, ready.drift_quality
         if not wanted:
             return None
-        found = self.segmenter(image, mark)
+        found = self.segmenter.of_something(image, mark)
         result.segmentation = self.preparation.place(found) if self.preparation else found
-        self._analyse(result, self.preparation.place_image(image) if self.preparation else image)
-        mark("analyse")
+        if self._watched:
+            self._analyse(result, self.preparation.place_image(image) if self.preparation else image)
+            mark("analyse")
         return result
 
     def _analyse(self, result: Result, image: np.ndarray) -> None:

@@ -105,6 +105,10 @@ class Segmenter:
         """
         if shows_nothing(as_image(image)):
             return Segmentation.of_nothing((image.shape[0], image.shape[1]))
+        return self.of_something(image, mark)
+
+    def of_something(self, image: Image, mark: Callable[[str], None] = lambda stage: None) -> Segmentation:
+        """As a call, for an image that is known to show something."""
         self._prepare(image)
         mark("prepare")
         mask = self._segment()

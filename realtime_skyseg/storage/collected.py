@@ -1,7 +1,9 @@
 """What a run file takes frame by frame, collected in memory and written together."""
 
+import functools
 import zlib
 from collections import deque
+from typing import Any
 
 import h5py
 import numpy as np
@@ -123,10 +125,15 @@ class FrameColumns:
         self._length = end
 
 
+@functools.cache
+def _with_frame(objects: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype([("frame", "<u8"), *objects.descr])
+
+
 def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.ndarray]:
     """The values of a result in the columns of `layout.RESULT_COLUMNS`, and its rows in the table of objects."""
     found = result.segmentation
-    rows = np.empty(len(found.objects), [("frame", "<u8"), *found.objects.dtype.descr])
+    rows = np.empty(len(found.objects), _with_frame(found.objects.dtype))
     rows["frame"] = result.frame.index
     for name in found.objects.dtype.names or ():
         rows[name] = found.objects[name]

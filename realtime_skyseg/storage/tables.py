@@ -17,7 +17,8 @@ from realtime_skyseg.quantities import Columns, Quantity
 #: Attribute of a table: the names of its columns, in the order of a row.
 _COLUMNS = "columns"
 
-_CHUNK_ROWS = 1024
+#: Of objects there are thousands in a second, and each chunk is a call of HDF5 for each column.
+_CHUNK_ROWS, _OBJECT_ROWS = 1024, 8192
 
 
 def create(parent: h5py.Group, name: str, declared: Columns, nx_class: str = "NXcollection") -> h5py.Group:
@@ -34,8 +35,9 @@ def create_column(group: h5py.Group, quantity: Quantity, packed: bool = True) ->
     """Make an empty column."""
     how = {"compression": "gzip", "compression_opts": 1} if packed else {}
     fill = quantity.fill if np.dtype(quantity.dtype).kind in "iufb" else None
+    rows = _OBJECT_ROWS if quantity.of == "object" else _CHUNK_ROWS
     column = group.create_dataset(
-        quantity.name, (0,), quantity.dtype, maxshape=(None,), chunks=(_CHUNK_ROWS,), fillvalue=fill, **how
+        quantity.name, (0,), quantity.dtype, maxshape=(None,), chunks=(rows,), fillvalue=fill, **how
     )
     column.attrs["long_name"] = quantity.label
     column.attrs["description"] = quantity.meaning

@@ -7,6 +7,7 @@ beyond the convention are ours. Every message of a run carries the next `msg_num
 
 import base64
 import binascii
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -146,9 +147,14 @@ Message = (
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="htype")])
 
 
+@functools.cache
+def _descr(dtype: np.dtype[Any]) -> list[Any]:
+    return list(dtype.descr)
+
+
 def object_columns(objects: Objects) -> dict[str, Any]:
     """The keys of an image message that hold a table of objects."""
-    return {"object_dtype": objects.dtype.descr, "objects_base64": base64.b64encode(objects.data).decode()}
+    return {"object_dtype": _descr(objects.dtype), "objects_base64": base64.b64encode(objects.data).decode()}
 
 
 def encode(message: Message) -> bytes:
