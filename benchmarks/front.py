@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from realtime_skyseg.config import SHAPE_KEYS, load_training
 from realtime_skyseg.segmentation import load_model
-from realtime_skyseg.segmentation.model import Model, NetworkShape, save_model
+from realtime_skyseg.segmentation.model import Model, save_model
 from realtime_skyseg.segmentation.network import UNet
 from realtime_skyseg.segmentation.openvino_engine import capabilities, graph_of, openvino
+from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.train import Training
 
 SIZE = (512, 672)

@@ -20,7 +20,7 @@ import torch
 
 import realtime_skyseg as sky
 from realtime_skyseg.segmentation import load_model
-from realtime_skyseg.segmentation.engine import open_engine
+from realtime_skyseg.segmentation.choice import open_engine
 from realtime_skyseg.segmentation.openvino_engine import capabilities
 from realtime_skyseg.segmentation.scaling import scale_mirrored
 

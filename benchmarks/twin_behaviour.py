@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from realtime_skyseg_simulator.film import Film
 from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
-from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
+from realtime_skyseg_simulator.kinds import open_sample
+from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

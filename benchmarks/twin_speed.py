@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from realtime_skyseg_simulator.film import Film
 from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
-from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings, open_sample
+from realtime_skyseg_simulator.kinds import open_sample
+from realtime_skyseg_simulator.samples import FilmSampleSettings, ParticleSampleSettings
 
 
 def show(name: str, run: Callable[[], object], n: int = 100, per: int = 1) -> None:

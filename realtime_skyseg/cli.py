@@ -727,7 +727,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from realtime_skyseg.segmentation import load_model, open_engine
-    from realtime_skyseg.segmentation.engine import cache_folder
+    from realtime_skyseg.segmentation.cache import cache_folder
 
     if options.out and options.engine != "onnx":
         raise SettingsError(f"--out '{options.out}': allowed with --engine onnx; engines are kept in the user's cache")

@@ -478,12 +478,7 @@ class _Expansion:
                 for value in part.fields_mT:
                     yield make(value, ac=part.ac)
             case Ramp():
-                start = self._start(part.from_mT, where, "from_mT")
-                if part.from_mT is not None and part.from_mT != self._at:
-                    yield make(part.from_mT, frames=0)
-                leg = self._next_leg()
-                for value in grid(start, part.to_mT, part.step_mT)[1:]:
-                    yield make(value, leg, rate_mT_per_s=part.rate_mT_per_s, moving=True, settle_s=0.0, frames=0)
+                yield from self._ramp(part, where, make)
             case Staircase():
                 start = self._start(part.from_mT, where, "from_mT")
                 leg = self._next_leg()
@@ -491,16 +486,27 @@ class _Expansion:
                     yield make(value, leg, ac=part.ac)
             case Loop():
                 yield make(part.high_mT, ac=part.ac)
-                for number, turn in enumerate(part.turns_mT):
-                    make = _Maker(self, part, part.name or where, cycle * len(part.turns_mT) + number)
-                    for a, b in ((part.high_mT, turn), (turn, part.high_mT)):
-                        leg = self._next_leg()
-                        for value in grid(a, b, part.step_mT)[1:]:
-                            yield make(value, leg, ac=part.ac)
+                yield from self._loop(part, part.name or where, cycle)
             case InPlanePulse():
                 yield make(self._start(part.at_mT, where, "at_mT"), pulse=(part.in_plane_mT, part.seconds))
             case Demagnetise():
                 yield make(0.0, demagnetise=part)
+
+    def _ramp(self, part: Ramp, where: str, make: "_Maker") -> Iterator[Step]:
+        start = self._start(part.from_mT, where, "from_mT")
+        if part.from_mT is not None and part.from_mT != self._at:
+            yield make(part.from_mT, frames=0)
+        leg = self._next_leg()
+        for value in grid(start, part.to_mT, part.step_mT)[1:]:
+            yield make(value, leg, rate_mT_per_s=part.rate_mT_per_s, moving=True, settle_s=0.0, frames=0)
+
+    def _loop(self, part: Loop, name: str, cycle: int) -> Iterator[Step]:
+        for number, turn in enumerate(part.turns_mT):
+            make = _Maker(self, part, name, cycle * len(part.turns_mT) + number)
+            for a, b in ((part.high_mT, turn), (turn, part.high_mT)):
+                leg = self._next_leg()
+                for value in grid(a, b, part.step_mT)[1:]:
+                    yield make(value, leg, ac=part.ac)
 
     def _start(self, given: float | None, where: str, key: str) -> float:
         if given is not None:
@@ -520,7 +526,7 @@ class _Maker:
     def __init__(self, expansion: _Expansion, part: _Measured, name: str, cycle: int) -> None:
         self._expansion, self._part, self._name, self._cycle = expansion, part, name, cycle
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  keywords, each with a default
         self,
         field_mT: float,
         leg: int = -1,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from realtime_skyseg_simulator.film import Film
+from realtime_skyseg_simulator.kinds import open_sample
 from realtime_skyseg_simulator.patterns import edge_of, element_of
-from realtime_skyseg_simulator.samples import FilmSampleSettings, FilmSettings, open_sample, truth_of
+from realtime_skyseg_simulator.samples import FilmSampleSettings, FilmSettings, truth_of
 
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.errors import SettingsError

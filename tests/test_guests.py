@@ -19,7 +19,7 @@ from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model, open_engine, scale
 from realtime_skyseg.segmentation.keras_file import import_keras
-from realtime_skyseg.segmentation.torch_engine import probabilities
+from realtime_skyseg.segmentation.reference import probabilities
 
 SMALL = ("skyrmion", "defect", "background")
 YEAR_2023 = ("skyrmion", "background", "defect")

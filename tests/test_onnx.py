@@ -14,10 +14,11 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.errors import MissingExtraError
 from realtime_skyseg.records import Mask
 from realtime_skyseg.segmentation import Model, load_model, scale
-from realtime_skyseg.segmentation.engine import check_parity
-from realtime_skyseg.segmentation.model import NetworkShape, save_model
+from realtime_skyseg.segmentation.model import save_model
 from realtime_skyseg.segmentation.network import MaskNet, UNet
 from realtime_skyseg.segmentation.onnx_file import onnx_graph
+from realtime_skyseg.segmentation.parity import check_parity
+from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.segmentation.torch_engine import folded
 
 SHAPE = (192, 256)

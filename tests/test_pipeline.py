@@ -18,7 +18,7 @@ from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.devices import Camera, CameraChanged, CameraEnded, CameraNotice, DriverSettings
 from realtime_skyseg.errors import CameraError
-from realtime_skyseg.pipeline import Channel, Closed, Latency, Pipeline
+from realtime_skyseg.pipeline import Channel, Closed, Flow, Latency, Pipeline
 from realtime_skyseg.records import NOT_ANALYSED, Frame, Skipped
 from realtime_skyseg.storage import Run, RunWriter, open_run
 from realtime_skyseg.streaming import Publisher
@@ -81,7 +81,9 @@ def drive(tmp_path: Path, segmenter: Segmenter) -> Iterator[Callable[..., tuple[
     ) -> tuple[Pipeline, Run]:
         segmenter.open(SHAPE)
         writer = RunWriter(tmp_path / "run.h5", SHAPE, camera.dtype, ORIGIN)
-        pipeline = Pipeline(camera, FramePath(segmenter), writer, publisher, policy, analysis_queue, recorder_queue)
+        pipeline = Pipeline(
+            camera, FramePath(segmenter), writer, publisher, Flow(policy, analysis_queue, recorder_queue)
+        )
         pipeline.start()
         assert pipeline.wait(60)
         pipeline.finish()
@@ -240,7 +242,7 @@ def test_stop_ends_an_endless_camera(tmp_path: Path, segmenter: Segmenter) -> No
 
     segmenter.open(SHAPE)
     writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
-    pipeline = Pipeline(ListCamera(endless()), FramePath(segmenter), writer, None, "latest", 4, 64)
+    pipeline = Pipeline(ListCamera(endless()), FramePath(segmenter), writer, None, Flow("latest", 4, 64))
     pipeline.start()
     assert not pipeline.wait(0.2)
     pipeline.stop()
@@ -317,7 +319,7 @@ def test_a_camera_that_never_returns_is_told_of_and_left_behind(tmp_path: Path, 
 
     segmenter.open(SHAPE)
     writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
-    pipeline = Pipeline(Camera(frames(10)), FramePath(segmenter), writer, None, "every", 4, 64, stall_s=0.3)
+    pipeline = Pipeline(Camera(frames(10)), FramePath(segmenter), writer, None, Flow("every", 4, 64, stall_s=0.3))
     pipeline.start()
     assert not pipeline.wait(1.0)
     pipeline.stop()
@@ -420,7 +422,9 @@ def test_a_channel_of_many_that_put_and_one_that_takes(capacity: int) -> None:
 def test_the_recorder_takes_no_processor_from_the_analysis(tmp_path: Path, segmenter: Segmenter) -> None:
     before = set(threading.enumerate())
     writer = RunWriter(tmp_path / "run.h5", SHAPE, np.dtype(np.uint8), ORIGIN)
-    pipeline = Pipeline(ListCamera(frames(10**9, pause_s=0.01)), FramePath(segmenter), writer, None, "latest", 4, 64)
+    pipeline = Pipeline(
+        ListCamera(frames(10**9, pause_s=0.01)), FramePath(segmenter), writer, None, Flow("latest", 4, 64)
+    )
     pipeline.start()
     pipeline.wait(0.3)
     policies = {thread.name: os.sched_getscheduler(thread.native_id or 0) for thread in threading.enumerate()}

@@ -11,8 +11,8 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import MissingExtraError, ModelError, ParityError
 from realtime_skyseg.segmentation import load_model, open_engine
-from realtime_skyseg.segmentation.engine import MIN_AGREEMENT_INT8
 from realtime_skyseg.segmentation.openvino_engine import openvino  # that it sends no statistics
+from realtime_skyseg.segmentation.parity import MIN_AGREEMENT_INT8
 from realtime_skyseg.segmentation.quantise import quantise
 
 ACCURATE = load_model("accurate")

@@ -12,7 +12,7 @@ import realtime_skyseg as sky
 from realtime_skyseg.cli import main
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model, open_engine, scale
-from realtime_skyseg.segmentation.engine import TiledEngine
+from realtime_skyseg.segmentation.tiles import TiledEngine
 from realtime_skyseg.training.evaluate import changed, score
 from realtime_skyseg.training.labelled import LabelledImage, read_label, read_labelled
 

@@ -21,7 +21,7 @@ from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.cli import main
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import RunFileError, SettingsError
-from realtime_skyseg.pipeline import Pipeline
+from realtime_skyseg.pipeline import Flow, Pipeline
 from realtime_skyseg.records import Frame
 from realtime_skyseg.storage import RunWriter, open_run
 from realtime_skyseg.storage.chunk import crc32, pack
@@ -217,7 +217,7 @@ def test_a_stalled_disk_stops_neither_camera_nor_process_and_raises_every_alarm(
     writer = SlowDisk(tmp_path / "run.h5", image(0).shape, np.dtype(np.uint8), ORIGIN)
     writer.go = threading.Event()
     pipeline = Pipeline(
-        ListCamera(frames(60, pause_s=0.01)), FramePath(segmenter), writer, None, "latest", 3, 16, stall_s=0.2
+        ListCamera(frames(60, pause_s=0.01)), FramePath(segmenter), writer, None, Flow("latest", 3, 16, stall_s=0.2)
     )
     begun = time.monotonic()
     pipeline.start()
@@ -248,7 +248,7 @@ def test_the_stream_goes_on_while_the_disk_stalls(tmp_path: Path, segmenter: Seg
     writer.go = threading.Event()
     publisher = Publisher(StreamSettings(address="tcp://127.0.0.1:0", heartbeat_s=0.1), "run-1")
     camera = ListCamera(frames(400, pause_s=0.01))
-    pipeline = Pipeline(camera, FramePath(segmenter), writer, publisher, "latest", 3, 4, stall_s=0.3)
+    pipeline = Pipeline(camera, FramePath(segmenter), writer, publisher, Flow("latest", 3, 4, stall_s=0.3))
     with Subscriber(publisher.address) as subscriber:
         assert publisher.wait_for_clients(1, 10)
         pipeline.start()
@@ -280,7 +280,7 @@ def test_a_disk_that_answers_again_is_noted(tmp_path: Path, segmenter: Segmenter
     writer = SlowDisk(tmp_path / "run.h5", image(0).shape, np.dtype(np.uint8), ORIGIN)
     writer.go = threading.Event()
     pipeline = Pipeline(
-        ListCamera(frames(80, pause_s=0.01)), FramePath(segmenter), writer, None, "latest", 3, 400, stall_s=0.1
+        ListCamera(frames(80, pause_s=0.01)), FramePath(segmenter), writer, None, Flow("latest", 3, 400, stall_s=0.1)
     )
     pipeline.start()
     while not pipeline.wait(0.3):

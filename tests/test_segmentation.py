@@ -17,10 +17,11 @@ import realtime_skyseg as sky
 from realtime_skyseg.errors import FrameError, ModelError, ParityError, SettingsError
 from realtime_skyseg.records import NOT_ANALYSED
 from realtime_skyseg.segmentation import load_model, open_engine, scale, shipped_models
-from realtime_skyseg.segmentation.engine import TiledEngine, _tiles, check_parity
-from realtime_skyseg.segmentation.model import NetworkShape
 from realtime_skyseg.segmentation.network import UNet
+from realtime_skyseg.segmentation.parity import check_parity
 from realtime_skyseg.segmentation.scaling import scale_mirrored
+from realtime_skyseg.segmentation.shape import NetworkShape
+from realtime_skyseg.segmentation.tiles import TiledEngine, _tiles
 
 
 def discs(height: int = 200, width: int = 260, n: int = 12, contrast: float = -45.0, seed: int = 0) -> np.ndarray:

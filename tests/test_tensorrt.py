@@ -22,9 +22,10 @@ from test_segmentation import discs
 
 from realtime_skyseg.errors import MissingExtraError, ModelError, ParityError
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmentation import Engine, Model, engine, load_model, open_engine, scale
-from realtime_skyseg.segmentation.engine import cached, first_exact
+from realtime_skyseg.segmentation import Engine, Model, choice, load_model, open_engine, scale
+from realtime_skyseg.segmentation.cache import cached
 from realtime_skyseg.segmentation.onnx_file import onnx_graph
+from realtime_skyseg.segmentation.parity import first_exact
 from realtime_skyseg.segmentation.torch_engine import TorchEngine
 
 SOURCE = Path(engine.__file__).with_name("tensorrt_engine.py")
@@ -158,7 +159,7 @@ def test_auto_says_why_it_takes_the_next(
 ) -> None:
     """As on a machine whose TensorRT is broken."""
     there = [("tensorrt", "auto found a GPU and TensorRT"), ("openvino", "auto found no other engine")]
-    monkeypatch.setattr(engine, "_candidates", lambda choice: there)
+    monkeypatch.setattr(choice, "_candidates", lambda wanted: there)
     with caplog.at_level(logging.INFO):
         assert open_engine(load_model("compact"), (64, 64), "auto", cache=tmp_path).name == "openvino"
     assert "engine tensorrt cannot be used, the next is tried: engine 'tensorrt' needs the packages" in caplog.text
@@ -167,8 +168,8 @@ def test_auto_says_why_it_takes_the_next(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 def test_auto_without_a_gpu() -> None:
-    assert engine._candidates("auto") == [("openvino", "auto found no CUDA GPU")]
-    assert engine._candidates("torch") == [("torch", "as set")]
+    assert choice._candidates("auto") == [("openvino", "auto found no CUDA GPU")]
+    assert choice._candidates("torch") == [("torch", "as set")]
 
 
 # --- TensorRT's names ---

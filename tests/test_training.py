@@ -20,7 +20,7 @@ from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.keras_file import import_keras
-from realtime_skyseg.segmentation.model import NetworkShape
+from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.augment import Sampler, pixel_weights
 from realtime_skyseg.training.evaluate import Scores, changed, score_image
 from realtime_skyseg.training.labelled import label_values, read_label, read_labelled

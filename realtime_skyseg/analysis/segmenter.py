@@ -138,7 +138,7 @@ class Segmenter:
 
         By torch in float32, whatever the engine: engines give only the class.
         """
-        from realtime_skyseg.segmentation.torch_engine import probabilities
+        from realtime_skyseg.segmentation.reference import probabilities
 
         probability = probabilities(self.model)
 

@@ -145,6 +145,15 @@ Order = SetField | StandStill | GivePulse | Demagnetise | AskRule | Row | Note |
 _Phase = Literal["moving", "alternating", "demagnetising", "pulse", "settling", "measuring"]
 
 
+#: What ends an experiment: status and sentence.
+_ENDS: dict[Told, tuple[Literal["aborted", "fault"], str]] = {
+    Told.ABORT: ("aborted", "aborted on request"),
+    Told.ENDED: ("aborted", "the run ended before the programme"),
+    Told.REFUSED: ("fault", "the field guard refused an order"),
+    Told.FAULT: ("fault", "the magnet has a fault"),
+}
+
+
 class Machine:
     """Carries out a programme with its rules.
 
@@ -217,15 +226,19 @@ class Machine:
         self._orders = []
         passed_s = min(max(0.0, moment.now_s - self._m.now_s), _LONGEST_S)
         self._m = moment
+        self._take(moment)
+        if not self.finished:
+            self._interlocks()
+        if not (self.finished or self.paused or self.waiting):
+            self._elapsed_s += passed_s
+            self._progress(passed_s)
+        return self._orders
+
+    def _take(self, moment: Moment) -> None:
+        if moment.told in _ENDS:
+            self._finish(*_ENDS[moment.told])
+            return
         match moment.told:
-            case Told.ABORT:
-                self._finish("aborted", "aborted on request")
-            case Told.ENDED:
-                self._finish("aborted", "the run ended before the programme")
-            case Told.REFUSED:
-                self._finish("fault", "the field guard refused an order")
-            case Told.FAULT:
-                self._finish("fault", "the magnet has a fault")
             case Told.PAUSE:
                 self._pause()
             case Told.RESUME:
@@ -238,14 +251,6 @@ class Machine:
                 self._hear(moment)
             case Told.FRAME:
                 self._see()
-            case Told.TICK:
-                pass
-        if not self.finished:
-            self._interlocks()
-        if not (self.finished or self.paused or self.waiting):
-            self._elapsed_s += passed_s
-            self._progress(passed_s)
-        return self._orders
 
     # --- frames ---
 

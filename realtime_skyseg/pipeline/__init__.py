@@ -2,6 +2,6 @@
 
 from realtime_skyseg.pipeline.channel import Channel, Closed
 from realtime_skyseg.pipeline.latency import STAGES, Latency
-from realtime_skyseg.pipeline.pipeline import Pipeline
+from realtime_skyseg.pipeline.pipeline import Flow, Pipeline
 
-__all__ = ["STAGES", "Channel", "Closed", "Latency", "Pipeline"]
+__all__ = ["STAGES", "Channel", "Closed", "Flow", "Latency", "Pipeline"]

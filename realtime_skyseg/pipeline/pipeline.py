@@ -57,8 +57,30 @@ class _SkippedFrame:
     cause: Skipped
 
 
+@dataclass(slots=True)
+class _Recording:
+    """Where the recorder stands."""
+
+    taken: int = 0  # frames
+    newest: int = -1  # index of the newest frame that was taken
+    full_from: float = math.inf  # index of the first frame that the disk has no room for
+    broken: bool = False
+    changed: bool = False  # the camera wrote into an image that it had handed over, and that was said
+
+
 #: What the recorder takes.
 _Recorded = Frame | Result | LateResult | _SkippedFrame | Event | Background | list[TableRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How much may wait where, and what happens then."""
+
+    policy: Literal["latest", "every"]  # see `AnalysisSettings.policy`
+    analysis_queue: int  # frames that may wait for analysis
+    recorder_queue: int  # frames, results and so on that may wait for the disk
+    stall_s: float = 5.0  # an alarm is given when disk or camera do not answer for so long
+    stop_when_full: bool = False  # end the run when the disk is full
 
 
 class Pipeline:
@@ -74,12 +96,8 @@ class Pipeline:
         path: FramePath,
         writer: RunWriter,
         publisher: Publisher | None,
-        policy: Literal["latest", "every"],
-        analysis_queue: int,
-        recorder_queue: int,
+        flow: Flow,
         field_at: Callable[[int], tuple[float, int]] | None = None,
-        stall_s: float = 5.0,
-        stop_when_full: bool = False,
         analysers: Sequence[RunningAnalyser] = (),
     ) -> None:
         self._camera = camera
@@ -87,16 +105,15 @@ class Pipeline:
         self.analysers = analysers
         self._writer = writer
         self._publisher = publisher
-        self._policy = policy
+        self._policy = policy = flow.policy
         self._field_at = field_at  # the field in mT read back nearest to a Unix time, and how long before it, in ns
         self._gap_cause = Skipped.SUPERSEDED if policy == "latest" else Skipped.QUEUE_FULL
-        self._to_analysis: Channel[Frame] = Channel(analysis_queue, newest_wins=policy == "latest")
-        self._to_recorder: Channel[_Recorded] = Channel(recorder_queue)
+        self._to_analysis: Channel[Frame] = Channel(flow.analysis_queue, newest_wins=policy == "latest")
+        self._to_recorder: Channel[_Recorded] = Channel(flow.recorder_queue)
         self._late: deque[LateResult] = deque(maxlen=100)  # on their way to the stream
         self._events: deque[Event] = deque(maxlen=1000)  # on their way to the stream
         self._alarms: deque[Event] = deque(maxlen=1000)  # on their way to the file, past a queue that may be full
-        self._stall_s = stall_s
-        self._stop_when_full = stop_when_full
+        self._stall_s, self._stop_when_full = flow.stall_s, flow.stop_when_full
         self._asked_s = 0.0  # when the camera was asked for a frame; 0: it is not
         self._silent = False  # it has not returned since for long
         self.camera_left = False  # the camera's driver hangs in its thread, and is not waited for any more
@@ -515,50 +532,47 @@ class Pipeline:
     # --- recorder thread ---
 
     def _record(self) -> None:
-        writer, taken, newest = self._writer, 0, -1
-        full_from = math.inf  # index of the first frame that the disk has no room for
-        broken = changed = False
-        while True:
+        writer, state, over = self._writer, _Recording(), False
+        while not over:
             try:
                 item = self._to_recorder.get(0.5)
             except Closed:
                 item, over = None, True
-            else:
-                over = False
-            taken += isinstance(item, Frame)
-            try:
-                while self._alarms and not broken:
-                    writer.add_event(self._alarms.popleft())
-                if not broken:
-                    if _index(item) < full_from:
-                        self._write(item)
-                        newest = max(newest, _index(item) if isinstance(item, Frame) else -1)
-                    writer.flush() if over else writer.flush_if_due()
-            except DiskFullError as error:
-                if full_from == math.inf:
-                    full_from = newest + 1
-                    self.report_fault(str(error))
-                    if self._stop_when_full:
-                        self.stop()
-            except Exception as error:
-                # Go on taking items, so that nobody waits for this thread, and count what is lost.
-                broken = True
-                self._faults.append(str(error))
-                log.exception("recording broke off")
-                self.stop()
+            state.taken += isinstance(item, Frame)
+            if not state.broken:
+                self._record_one(item, over, state)
             self.counters.written = writer.frames_written
-            if full_from < math.inf:
-                self.counters.not_written["disk"] = taken - writer.frames_written
-            if writer.changed_frame >= 0 and not changed:
-                changed = True
+            if state.full_from < math.inf:
+                self.counters.not_written["disk"] = state.taken - writer.frames_written
+            if writer.changed_frame >= 0 and not state.changed:
+                state.changed = True
                 message = f"the camera changed the image of frame {writer.changed_frame} after it handed it over"
                 self.report_fault(message)
-            if over:
-                break
-        while self._alarms and not broken:
+        while self._alarms and not state.broken:
             writer.add_event(self._alarms.popleft())
-        if taken > writer.frames_written:
-            self.counters.not_written["disk"] = taken - writer.frames_written
+        if state.taken > writer.frames_written:
+            self.counters.not_written["disk"] = state.taken - writer.frames_written
+
+    def _record_one(self, item: "_Recorded | None", over: bool, state: "_Recording") -> None:
+        try:
+            while self._alarms:
+                self._writer.add_event(self._alarms.popleft())
+            if _index(item) < state.full_from:
+                self._write(item)
+                state.newest = max(state.newest, _index(item) if isinstance(item, Frame) else -1)
+            self._writer.flush() if over else self._writer.flush_if_due()
+        except DiskFullError as error:
+            if state.full_from == math.inf:
+                state.full_from = state.newest + 1
+                self.report_fault(str(error))
+                if self._stop_when_full:
+                    self.stop()
+        except Exception as error:
+            # Go on taking items, so that nobody waits for this thread, and count what is lost.
+            state.broken = True
+            self._faults.append(str(error))
+            log.exception("recording broke off")
+            self.stop()
 
     def _write(self, item: "_Recorded | None") -> None:
         match item:

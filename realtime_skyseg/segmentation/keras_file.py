@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from realtime_skyseg import json_text
 from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
-from realtime_skyseg.segmentation.model import NetworkShape, save_model
+from realtime_skyseg.segmentation.model import save_model
+from realtime_skyseg.segmentation.shape import NetworkShape
 
 if TYPE_CHECKING:
     import torch

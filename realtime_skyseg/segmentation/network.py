@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from realtime_skyseg.segmentation.model import NetworkShape
+from realtime_skyseg.segmentation.shape import NetworkShape
 
 
 def _convolution(inputs: int, outputs: int, height: int, width: int) -> list[nn.Module]:

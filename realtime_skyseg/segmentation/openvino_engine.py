@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.errors import ModelError
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmentation.engine import cache_folder, cached, first_exact
+from realtime_skyseg.segmentation.cache import cache_folder, cached
 from realtime_skyseg.segmentation.model import Model
+from realtime_skyseg.segmentation.parity import first_exact
 
 # OpenVINO sends usage statistics from its import on unless this package is absent. A lab PC is often offline,
 # and nobody asked its owner.

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.errors import MissingExtraError, SettingsError
 from realtime_skyseg.records import Image, Mask
-from realtime_skyseg.segmentation.engine import MIN_AGREEMENT_INT8, check_parity
 from realtime_skyseg.segmentation.model import Model
 from realtime_skyseg.segmentation.openvino_engine import graph_of
+from realtime_skyseg.segmentation.parity import MIN_AGREEMENT_INT8, check_parity
 from realtime_skyseg.segmentation.scaling import scale_mirrored
 
 

@@ -14,9 +14,10 @@ import torch
 
 from realtime_skyseg.errors import MissingExtraError, ModelError, SettingsError
 from realtime_skyseg.records import Mask
-from realtime_skyseg.segmentation.engine import GPU_PRECISIONS, cache_folder, cached, first_exact
+from realtime_skyseg.segmentation.cache import cache_folder, cached
 from realtime_skyseg.segmentation.model import Model
 from realtime_skyseg.segmentation.onnx_file import onnx_graph
+from realtime_skyseg.segmentation.parity import GPU_PRECISIONS, first_exact
 from realtime_skyseg.segmentation.torch_engine import CudaBuffers
 
 try:

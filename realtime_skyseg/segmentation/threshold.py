@@ -7,7 +7,8 @@ import numpy as np
 
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
-from realtime_skyseg.segmentation.model import NetworkShape, save_model
+from realtime_skyseg.segmentation.model import save_model
+from realtime_skyseg.segmentation.shape import NetworkShape
 
 
 def save_threshold(out: Path, level: float = 0.25, blur_px: float = 1.5, bright: bool = False) -> Path:

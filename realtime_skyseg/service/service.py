@@ -25,7 +25,7 @@ from realtime_skyseg.experiment import Experiment
 from realtime_skyseg.experiment.replay import changed_since
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.metrics import Metrics
-from realtime_skyseg.pipeline import Pipeline
+from realtime_skyseg.pipeline import Flow, Pipeline
 from realtime_skyseg.preparation import Preparation, check_model
 from realtime_skyseg.records import Class, Event
 from realtime_skyseg.service.handle import RunningService
@@ -227,13 +227,15 @@ class Service:
                 FramePath(segmenter, preparation, analysers, config.measure.pixel_size_um),
                 writer,
                 publisher,
-                config.analysis.policy,
-                config.analysis.lag_frames if config.analysis.policy == "latest" else config.analysis.queue_frames,
-                config.record.queue_frames,
+                Flow(
+                    config.analysis.policy,
+                    config.analysis.lag_frames if config.analysis.policy == "latest" else config.analysis.queue_frames,
+                    record.queue_frames,
+                    record.stall_s,
+                    stop_when_full=self.experiment is not None,
+                ),
                 self.field.reading_nearest if self.field else None,
-                record.stall_s,
-                stop_when_full=self.experiment is not None,
-                analysers=analysers,
+                analysers,
             )
             started = time.monotonic()
             faults: list[str] = []

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, SettingsError
-from realtime_skyseg.quantities import Columns, row_dtype
+from realtime_skyseg.quantities import Columns, Quantity, row_dtype
 from realtime_skyseg.records import Counters, Event, Skipped
 from realtime_skyseg.storage import layout, tables, trust
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
@@ -246,15 +246,13 @@ class _View(io.RawIOBase):
 
 def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, alive: _Alive) -> Rescue:
     frames = damaged[layout.FRAMES]
-    names = [*(name for name in _ALL_COLUMNS if name in frames), *(name for name in frames if name not in _ALL_COLUMNS)]
-    columns = {name: _read_column(frames, name, rescue) for name in names}
-    n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
-    table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = _fill(frames, name)
-        table[name][: len(column)] = column[:n]
+    table = _read_rows(frames, rescue)
+    n = len(table)
+    # What analysers found belongs to the result, too.
+    own_columns = set(table.dtype.names or ()) - set(layout.FRAME_COLUMNS)
+    results = {name: Quantity(name, table.dtype[name], _fill(frames, name)) for name in own_columns}
     rescue.frames = n
-    rescue.checked = set(layout.CHECKS) <= set(columns)
+    rescue.checked = set(layout.CHECKS) <= set(table.dtype.names or ())
     good_row = _good_rows(table, frames, "row_crc32")
     good_result = _good_rows(table, frames, "result_crc32")
     objects = _read_table(damaged, layout.OBJECTS, layout.OBJECT_COLUMNS, rescue)
@@ -287,15 +285,9 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
             if good_result[index] and row["skipped"][0] != Skipped.NOT_SKIPPED:
                 continue
             own = objects[first[index] : first[index + 1]]
-            pair = _value(row, "raw_crc32"), _value(row, "source_crc32")
-            if not (
-                good_result[index]
-                and _value(row, "objects_crc32") in (-1, zlib.crc32(own.tobytes()))
-                and (-1 in pair or pair[0] == pair[1])
-                and len(own) == np.maximum(np.nan_to_num([row["count"][0], row["stripes"][0]]), 0).sum()
-            ):
+            if not (good_result[index] and _belong(own, row)):
                 rescue.lost_results.append(index)
-                _clear(row, layout.RESULT_COLUMNS)
+                _clear(row, results)
                 continue
             kept[index] = own
             if not all_masks.copy(index, masks, _value(row, "mask_crc32")):
@@ -307,7 +299,7 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
                 table["raw_crc32"][index] = -1
         for index in all_masks.search(masks, no_mask, alive):
             rescue.lost_results.append(index)
-            _clear(table[index : index + 1], layout.RESULT_COLUMNS)
+            _clear(table[index : index + 1], results)
             del kept[index]
         rescue.lost_frames.sort()
         rescue.lost_results.sort()
@@ -317,9 +309,31 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
     return rescue
 
 
+def _belong(objects: NDArray[Any], row: NDArray[Any]) -> bool:
+    """These objects are those of the result in a row, which was made of the image that was written."""
+    pair = _value(row, "raw_crc32"), _value(row, "source_crc32")
+    return (
+        _value(row, "objects_crc32") in (-1, zlib.crc32(objects.tobytes()))
+        and (-1 in pair or pair[0] == pair[1])
+        and len(objects) == np.maximum(np.nan_to_num([row["count"][0], row["stripes"][0]]), 0).sum()
+    )
+
+
 def _fill(frames: h5py.Group, name: str) -> Any:
     """The value of a column where nothing was written."""
     return _ALL_COLUMNS[name].fill if name in _ALL_COLUMNS else frames[name].fillvalue
+
+
+def _read_rows(frames: h5py.Group, rescue: Rescue) -> NDArray[Any]:
+    """One row per frame, with all columns that are there."""
+    names = [*(name for name in _ALL_COLUMNS if name in frames), *(name for name in frames if name not in _ALL_COLUMNS)]
+    columns = {name: _read_column(frames, name, rescue) for name in names}
+    n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
+    table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = _fill(frames, name)
+        table[name][: len(column)] = column[:n]
+    return table
 
 
 def _read_column(frames: h5py.Group, name: str, rescue: Rescue) -> NDArray[Any]:

@@ -116,23 +116,7 @@ class RunWriter:
         self._piece_bytes = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
         self._full = False  # no frame is taken from here on
         folder = path.with_name(f"{path.stem}.segments")
-        for existing in (self.path, self.partial, *([folder] if segment_gb else [])):
-            if existing.exists():
-                raise SettingsError(
-                    f"run file '{existing}' exists already and is not overwritten; choose another record.name"
-                )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if self._free() < self._reserve_bytes:
-                raise SettingsError(
-                    f"record.folder: the disk of '{path.parent}' has {self._free() / 1e6:.0f} MB free; "
-                    f"allowed: at least {self._reserve_bytes / 1e6:.0f} MB"
-                )
-            # HDF5 1.10's format, the oldest with single-writer-multiple-reader, so that old tools can read it.
-            self._file = h5py.File(self.partial, "x", libver=("v110", "v110"))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {reason}") from error
+        self._file = self._made([folder] if segment_gb else [])
         self._segments: Segments | None = None
         self._reserve: Reserve | None = None
         try:
@@ -193,6 +177,26 @@ class RunWriter:
         self._sync_since = 0.0
         self._closed = False
         _open_writers.add(self)
+
+    def _made(self, folders: list[Path]) -> h5py.File:
+        """A new file, if neither it nor any of these folders is there, and the disk has room."""
+        for existing in (self.path, self.partial, *folders):
+            if existing.exists():
+                raise SettingsError(
+                    f"run file '{existing}' exists already and is not overwritten; choose another record.name"
+                )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._free() < self._reserve_bytes:
+                raise SettingsError(
+                    f"record.folder: the disk of '{self.path.parent}' has {self._free() / 1e6:.0f} MB free; "
+                    f"allowed: at least {self._reserve_bytes / 1e6:.0f} MB"
+                )
+            # HDF5 1.10's format, the oldest with single-writer-multiple-reader, so that old tools can read it.
+            return h5py.File(self.partial, "x", libver=("v110", "v110"))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {reason}") from error
 
     def __del__(self) -> None:
         if self._closed:

@@ -20,9 +20,10 @@ from realtime_skyseg.config import SHAPE_KEYS, TrainingSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.segmentation import load_model
-from realtime_skyseg.segmentation.model import NetworkShape, save_model
+from realtime_skyseg.segmentation.model import save_model
 from realtime_skyseg.segmentation.network import MaskNet, UNet
 from realtime_skyseg.segmentation.scaling import scale_mirrored
+from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.augment import Sampler
 from realtime_skyseg.training.evaluate import Scores, score
 from realtime_skyseg.training.labelled import LabelledImage, read_labelled

@@ -55,6 +55,7 @@ from realtime_skyseg_simulator.faults import (
     TornFrames,
 )
 from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.kinds import open_sample
 from realtime_skyseg_simulator.magnet import MagnetSettings, TwinMagnet
 from realtime_skyseg_simulator.patterns import edge_of
 from realtime_skyseg_simulator.samples import (
@@ -62,7 +63,6 @@ from realtime_skyseg_simulator.samples import (
     SampleSettings,
     Truth,
     class_mask,
-    open_sample,
     truth_of,
 )
 from realtime_skyseg_simulator.twin_field import DEFAULT_PORT

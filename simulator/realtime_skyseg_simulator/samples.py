@@ -179,20 +179,6 @@ class Sample(Protocol):
         """What is there now, at the size of the sample."""
 
 
-def open_sample(settings: FilmSampleSettings | ParticleSampleSettings, height: int, width: int) -> Sample:
-    """Make the sample for a view of `height` x `width` px; the view is its centre.
-
-    Raises `SettingsError` for a view or a pattern that is too small.
-    """
-    if isinstance(settings, FilmSampleSettings):
-        from realtime_skyseg_simulator.film import FilmSample
-
-        return FilmSample(settings, height, width)
-    from realtime_skyseg_simulator.particles import ParticleSample
-
-    return ParticleSample(settings, height, width)
-
-
 def class_mask(magnetisation: FloatImage, element: NDArray[np.bool_] | None, edge: NDArray[np.bool_] | None) -> Mask:
     """The classes of a magnetisation: skyrmion where it points down, outside and edge as the element says."""
     mask: Mask = (magnetisation < 0).view(np.uint8) * np.uint8(Class.SKYRMION)

@@ -40,6 +40,7 @@ from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.recordings import LabelledRecording
 from realtime_skyseg.records import Class
 from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.kinds import open_sample
 from realtime_skyseg_simulator.samples import (
     FilmSampleSettings,
     FilmSettings,
@@ -48,7 +49,6 @@ from realtime_skyseg_simulator.samples import (
     Sample,
     SampleSettings,
     Truth,
-    open_sample,
     truth_of,
 )
 
