@@ -28,7 +28,7 @@ from realtime_skyseg.segmentation.onnx_file import onnx_graph
 from realtime_skyseg.segmentation.parity import first_exact
 from realtime_skyseg.segmentation.torch_engine import TorchEngine
 
-SOURCE = Path(engine.__file__).with_name("tensorrt_engine.py")
+SOURCE = Path(choice.__file__).with_name("tensorrt_engine.py")
 SHAPE = (512, 672)
 
 
