@@ -273,7 +273,7 @@ class StreamSettings(Section):
     heartbeat_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """Longest time between two heartbeats."""
     wait_for_subscribers: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Start the camera once this many subscriptions were seen."""
+    """Start the camera once this many clients have joined."""
     wait_s: Annotated[float, Field(gt=0)] = 30.0
     """Give up waiting for subscribers after this time."""
 
