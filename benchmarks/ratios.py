@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import realtime_skyseg as sky
+from realtime_skyseg.analysers import objects
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.choice import open_engine
 from realtime_skyseg.segmentation.openvino_engine import capabilities
@@ -46,7 +47,7 @@ def ratios(rounds: int = 60, shortest: dict[str, list[float]] | None = None) -> 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:
-        segmenter.prepare(image)
+        segmenter(image)  # scales it into the engine's input
         with tempfile.TemporaryDirectory() as folder:
             network = open_engine(load_model("compact"), (height, width), "openvino", 1, Path(folder))
         network.input[...] = segmenter.engine.input
@@ -56,7 +57,7 @@ def ratios(rounds: int = 60, shortest: dict[str, list[float]] | None = None) -> 
 
         def measure() -> None:
             np.copyto(ready, mask)
-            segmenter.measure(ready)
+            objects.measure(ready, image=segmenter.engine.input[:height, :width])
 
         pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "network / matrix product": (network.run, lambda: torch.mm(a, b, out=product)),
