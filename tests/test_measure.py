@@ -129,8 +129,9 @@ def test_a_stripe_is_told_by_the_largest_disc_inside_it(
 def label_of(labels: np.ndarray, row: np.void) -> int:
     """The component that has an object's box and area."""
     top, left = int(row["top"]), int(row["left"])
-    box = labels[top : top + int(row["height"]), left : left + int(row["width"])]
-    return next(int(k) for k in np.unique(box[0]) if k and (labels == k).sum() == row["area"])
+    place = (slice(top, top + int(row["height"])), slice(left, left + int(row["width"])))
+    boxes = scipy.ndimage.find_objects(labels)
+    return next(k for k, box in enumerate(boxes, 1) if box == place and (labels == k).sum() == row["area"])
 
 
 def film(illumination: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
