@@ -39,14 +39,14 @@ class View:
     objects: Objects  # one row per object, `OBJECT_DTYPE` and the columns of analysers before
     values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
     pixel_size_um: float | None = None
-    probability_of: Callable[[], NDArray[np.float32]] | None = None
+    probability_of: Callable[[Image], NDArray[np.float32]] | None = None
 
     @property
     def probability(self) -> NDArray[np.float32]:
         """(height, width) float32: how likely the network takes each pixel for skyrmion. Only if `needs` names it."""
         if self.probability_of is None:
             raise AttributeError("probability: this analyser's `needs` does not name it")
-        return self.probability_of()
+        return self.probability_of(self.image)
 
 
 class Analyser:

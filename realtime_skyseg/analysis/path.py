@@ -1,10 +1,8 @@
 """The way of one frame, for live runs and `skyseg analyse` alike: prepared image -> mask and objects -> analysers."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from realtime_skyseg.analysers import RunningAnalyser, View
 from realtime_skyseg.analysers.running import Found, with_columns
@@ -94,7 +92,7 @@ class FramePath:
         self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
         self.view = View(
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
-            result.values, self._pixel_size_um, self._probability_of(image),
+            result.values, self._pixel_size_um, self._probability,
         )  # fmt: skip
         columns = {}
         for analyser in self._analysers:
@@ -105,11 +103,6 @@ class FramePath:
             self.events += one.events
         found.objects = with_columns(found.objects, columns, self._columns)
         self.view.objects = found.objects
-
-    def _probability_of(self, image: np.ndarray) -> Callable[[], NDArray[np.float32]] | None:
-        """How an analyser gets the probability of this image: computed when it is first asked for."""
-        probability = self._probability
-        return None if probability is None else functools.cache(lambda: probability(image))
 
 
 _NOTHING = Segmentation.of_nothing((0, 0))

@@ -49,10 +49,9 @@ class IdleAnalysers:
         if not free:
             return
         image = view.image.copy()
-        probability_of = view.probability_of
         for name in free:
             self._idle[name] = False
-            copy = replace(view, image=image, values=dict(view.values), probability_of=probability_of)
+            copy = replace(view, image=image, values=dict(view.values))
             self._views[name].put(copy, wait=False)
 
     def close(self) -> list[str]:
