@@ -31,7 +31,8 @@ from realtime_skyseg_simulator.samples import FilmSampleSettings, class_mask
 import realtime_skyseg as sky
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.config import FieldSettings, PrepareSettings, load_config
-from realtime_skyseg.experiment.machine import Demagnetise, GivePulse, Machine, Moment, Row, SetField, StandStill, Told
+from realtime_skyseg.experiment.machine import Machine
+from realtime_skyseg.experiment.orders import Demagnetise, GivePulse, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen
 from realtime_skyseg.field.magnet import Magnet
 from realtime_skyseg.preparation import Preparation

@@ -15,17 +15,8 @@ from pydantic import ValidationError
 
 from realtime_skyseg.config import FieldSettings, validate
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.machine import (
-    AskRule,
-    Demagnetise,
-    GivePulse,
-    Machine,
-    Moment,
-    Row,
-    SetField,
-    StandStill,
-    Told,
-)
+from realtime_skyseg.experiment.machine import Machine
+from realtime_skyseg.experiment.orders import AskRule, Demagnetise, GivePulse, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rule_process import judged
 from realtime_skyseg.experiment.rules import Seen
 from realtime_skyseg.field.magnet import LONGEST_STEP_S, Magnet

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from realtime_skyseg.config import FieldSettings
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.machine import (
+from realtime_skyseg.experiment.machine import Machine
+from realtime_skyseg.experiment.orders import (
     AskRule,
     Demagnetise,
     Finished,
     GivePulse,
-    Machine,
     Moment,
     Note,
     Order,

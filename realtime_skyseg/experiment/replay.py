@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from realtime_skyseg import json_text
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
-from realtime_skyseg.experiment.machine import AskRule, Machine, Moment, Row, Told
+from realtime_skyseg.experiment.machine import Machine
+from realtime_skyseg.experiment.orders import AskRule, Moment, Row, Told
 from realtime_skyseg.experiment.rule_process import RuleProcess
 from realtime_skyseg.experiment.rules import Seen, sources
 from realtime_skyseg.programme import ExperimentSettings, Limits, PythonRule

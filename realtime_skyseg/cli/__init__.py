@@ -1,0 +1,7 @@
+"""The `skyseg` command. Parses, calls, prints; everything else is elsewhere."""
+
+from realtime_skyseg.cli.entry import main
+
+__all__ = [
+    "main",
+]

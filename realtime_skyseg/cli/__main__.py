@@ -1,0 +1,8 @@
+"""`python -m realtime_skyseg.cli`."""
+
+import sys
+
+from realtime_skyseg.cli.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main())

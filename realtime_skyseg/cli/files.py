@@ -1,0 +1,220 @@
+"""Commands on settings and files: check, info, analyse, recover, table."""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from realtime_skyseg.cli.output import say_failure
+from realtime_skyseg.errors import SettingsError, SkysegError
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """`skyseg check`."""
+    from realtime_skyseg.config import load_config
+    from realtime_skyseg.experiment.rule_process import check_rules
+    from realtime_skyseg.preparation import check_model
+    from realtime_skyseg.segmentation.model import load_model
+
+    config = load_config(options.config, options.set)
+    config.camera.check()
+    model = load_model(config.analysis.model)
+    if config.prepare:
+        check_model(model)
+        for key in ("background", "flat_field"):
+            path = getattr(config.prepare, f"{key}_path")
+            if path is not None and not Path(path).is_file():
+                raise SettingsError(f"prepare.{key}: '{path}' does not exist; allowed: an image, or a run file")
+    if config.experiment:
+        check_rules(config.experiment.rules)
+    print(config.to_yaml(), end="")
+    print(f"# {options.config}: valid")
+    if config.experiment and config.field:
+        from realtime_skyseg.programme import estimate, expand
+
+        rate_hz = _rate_hz(config)
+        asked = estimate(expand(config.experiment), config.field, rate_hz)
+        print(
+            f"# experiment: {asked.steps} steps, {asked.seconds:.0f} s "
+            + (f"at {rate_hz:g} frames per second" if rate_hz else f"without its {asked.frames} frames")
+            + f"; {asked.lowest_mT:g} to {asked.highest_mT:g} mT, at up to {asked.fastest_mT_per_s:.3g} mT/s, "
+            f"{asked.way_mT:.4g} mT in all, {asked.pulses} in-plane pulses; rules may change it"
+        )
+    if options.plot:
+        from realtime_skyseg.plots import plot_programme
+
+        if config.experiment is None:
+            raise SettingsError(
+                f"--plot: '{options.config}' has no field programme; allowed: with a section experiment"
+            )
+        plot_programme(config, _rate_hz(config), options.plot)
+        print(f"# picture: {options.plot}")
+    if options.hardware:
+        from realtime_skyseg.hardware import look
+
+        for device, sentence in look(config).items():
+            print(f"# {device}: {sentence}")
+    return 0
+
+
+def info_command(options: argparse.Namespace) -> int:
+    """`skyseg info`."""
+    from realtime_skyseg import terminal
+    from realtime_skyseg.storage import open_run
+
+    with open_run(options.file) as run:
+        terminal.show_run(terminal.console(), run)
+        if options.plot:
+            from realtime_skyseg.plots import plot_run
+
+            plot_run(run, options.plot, options.frame)
+            print(f"picture: {options.plot}")
+        if options.check:
+            problems = [(index, problem) for index in range(run.n_frames) if (problem := run.problem(index))]
+            for index, problem in problems:
+                print(f"frame {index}: {problem}")
+            print(f"{run.n_frames - len(problems)} of {run.n_frames} frames are as they were written")
+            return 1 if problems else 0
+    return 0
+
+
+def analyse_command(options: argparse.Namespace) -> int:
+    """`skyseg analyse`."""
+    from rich.progress import Progress
+
+    from realtime_skyseg import terminal
+    from realtime_skyseg.batch import analyse
+    from realtime_skyseg.config import read_yaml
+
+    settings = read_yaml(options.settings) if options.settings else None
+    chosen = [f"analysis.{key}={value}" for key in ("model", "engine") if (value := getattr(options, key))]
+    console = terminal.console()
+    status, summaries = 0, []
+    for path in options.input:
+        try:
+            with Progress(console=console, transient=True) as bar:
+                bar.add_task(path.name, total=None)
+                summary = analyse(
+                    path, options.out, [*chosen, *options.set], settings, options.accept_other,
+                    lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total), options.again,
+                )  # fmt: skip
+        except SkysegError as error:
+            say_failure(str(error), error.exit_status)
+            summary = {"status": "fault", "exit_status": error.exit_status, "message": str(error), "run_file": None}
+        else:
+            console.print(
+                f"{path}: {summary['run_file']}  {summary.get('filled') or summary['status']}", soft_wrap=True
+            )
+            if "filled" in summary:
+                summary |= decide_again(path, summary["exit_status"])
+        summaries.append({"input": str(path), **summary})
+        status = max(status, summary["exit_status"])
+    if options.json:
+        for summary in summaries:
+            print(json.dumps(summary))
+    return status
+
+
+def decide_again(path: Path, status: int = 0) -> dict[str, Any]:
+    """Decide the experiment of a run file again, and say in a line whether that differs; nothing where there is none.
+
+    Gives what to add to the summary: `redecided`, and `exit_status`, which is 1 at least where it differs.
+    """
+    from realtime_skyseg.experiment import redecide
+    from realtime_skyseg.storage import open_run
+
+    with open_run(path) as run:
+        if run.experiment is None:
+            return {}
+        decisions, steps = len(run.experiment["decisions"]), len(run.experiment["steps"])
+    try:
+        differences = redecide(path)
+    except SkysegError as error:
+        say_failure(f"{path}: it cannot be decided again: {error}", error.exit_status)
+        return {"redecided": None, "exit_status": max(status, error.exit_status)}
+    for line in differences:
+        print(f"skyseg: {line}", file=sys.stderr)
+    count = f"{len(differences) or 'no'} difference{'' if len(differences) == 1 else 's'}"
+    print(f"{path}: {decisions} decisions and {steps} steps were decided again, {count}")
+    return {"redecided": {"decisions": decisions, "steps": steps, "differences": differences},
+            "exit_status": max(status, 1 if differences else 0)}  # fmt: skip
+
+
+def recover_command(options: argparse.Namespace) -> int:
+    """`skyseg recover`."""
+    from realtime_skyseg.storage import recover
+
+    status = 0
+    records = []
+    for file in options.file:
+        try:
+            rescue = recover(file)
+        except SkysegError as error:
+            say_failure(str(error), error.exit_status)
+            records.append({"file": str(file), "recovered": None, "message": str(error)})
+            status = max(status, error.exit_status)
+            continue
+        print(f"{file}: {rescue.sentence()}")
+        records.append({"file": str(file), **rescue.as_dict()})
+        status = max(status, 0 if rescue.whole else 1)
+    if options.json:
+        for record in records:
+            print(json.dumps(record))
+    return status
+
+
+def table_command(options: argparse.Namespace) -> int:
+    """`skyseg table`."""
+    from realtime_skyseg.storage import open_run
+
+    if options.plot:
+        from realtime_skyseg import terminal
+        from realtime_skyseg.plots import plot_sweep
+
+        with open_run(options.file) as run:
+            plot_sweep(run, options.plot)
+            terminal.show_experiment(terminal.console(), run)
+        print(f"picture: {options.plot}")
+        return 0
+    with open_run(options.file) as run:
+        if options.steps:
+            experiment = run.experiment
+            if experiment is None:
+                raise SettingsError(f"--steps: run file '{options.file}' has no field programme")
+            rows = experiment["steps"]
+        else:
+            rows = run.objects() if options.objects else run.table
+            names = None if options.objects or options.steps else run.frame_names
+    try:
+        with options.out.open("w", newline="") if options.out else nullcontext(sys.stdout) as out:
+            lines = csv.writer(out)
+            whole = options.objects or options.steps
+            lines.writerow(rows.dtype.names if whole else ["frame", *rows.dtype.names, *(["name"] if names else [])])
+            plain = ([_cell(cell) for cell in row] for row in rows.tolist())
+            lines.writerows(
+                plain if whole else ([k, *row, *([names[k]] if names else [])] for k, row in enumerate(plain))
+            )
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise SettingsError(f"--out: '{options.out}' cannot be written: {error.strerror}") from error
+    return 0
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a table as spreadsheets take it: texts as texts, nothing for NaN, whole numbers without a point."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float):
+        return "" if math.isnan(value) else int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value
+
+
+def _rate_hz(config: Any) -> float | None:
+    """Frames per second, where the camera's settings tell."""
+    rate = (config.camera.model_extra or {}).get("rate_hz")
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None

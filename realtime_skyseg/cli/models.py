@@ -1,0 +1,167 @@
+"""Commands on models: models, train, evaluate, bench, export, quantise, import, threshold."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from realtime_skyseg.errors import SettingsError
+
+
+def models_command(_: argparse.Namespace) -> int:
+    """`skyseg models`."""
+    from realtime_skyseg.segmentation.model import load_model, shipped_models
+
+    for name in shipped_models():
+        model = load_model(name)
+        figures = ", ".join(f"{key} {value}" for key, value in model.training.get("validation", {}).items())
+        print(f"{name}: {model.network}, sha256 {model.sha256[:16]}, validation: {figures or 'unknown'}")
+    return 0
+
+
+def train_command(options: argparse.Namespace) -> int:
+    """`skyseg train`."""
+    from realtime_skyseg.analysis import Segmenter
+    from realtime_skyseg.config import load_training
+    from realtime_skyseg.plots import plot_cases, plot_history
+    from realtime_skyseg.training.evaluate import evaluate, worst
+    from realtime_skyseg.training.train import Training
+
+    training = Training(load_training(options.config, options.set))
+    path = training.run()
+    scores, masks = evaluate(Segmenter.load(str(path), "torch"), training.validation)
+    plot_history(training.history, training.report_folder / "curves.png")
+    plot_cases(worst(scores, training.validation, masks), training.report_folder / "worst.png")
+    print(f"model: {path}, report: {training.report_folder}")
+    return 0
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """`skyseg evaluate`."""
+    from realtime_skyseg import terminal
+    from realtime_skyseg.analysis import Segmenter
+    from realtime_skyseg.training.evaluate import changed, evaluate, worst
+    from realtime_skyseg.training.labelled import label_values, read_labelled
+
+    values = label_values(options.label_values) if options.label_values else None
+    pairs = read_labelled(options.images, options.labels, options.table, options.fold, values)
+    segmenter = Segmenter.load(options.model, options.engine)
+    pairs = changed(pairs, options.invert, options.zoom, options.noise)
+    scores, masks = evaluate(segmenter, pairs)
+    terminal.show_scores(terminal.console(), scores.as_dict())
+    if options.json:
+        record = {"model": segmenter.model.name, "engine": segmenter.engine.name, **scores.as_dict()}
+        _write_json(options.json, record)
+    sureness = scores.sureness()
+    if options.plot and sureness:
+        from realtime_skyseg.plots import plot_cases, plot_sureness
+
+        plot_sureness(sureness, options.plot / "sureness.png")
+        plot_cases(worst(scores, pairs, masks), options.plot / "worst.png")
+        print(f"pictures: {options.plot}")
+    return 0
+
+
+def bench_command(options: argparse.Namespace) -> int:
+    """`skyseg bench`."""
+    from realtime_skyseg.bench import against, bench, cases_of, draw, report, report_against, saturation
+
+    rates = []
+    for text in options.rate_hz or ["25"]:
+        try:
+            rates.append(None if text == "max" else float(text))
+        except ValueError:
+            raise SettingsError(f"--rate-hz '{text}': allowed: frames per second, or max") from None
+    models, engines = options.model or ["compact"], options.engine or ["auto"]
+    cases = cases_of(models, engines, options.size or [], rates, options.seconds, options.source, options.objects)
+    if options.against or options.saturation:
+        if len(cases) > 1 or (options.against and options.saturation):
+            raise SettingsError("--against, --saturation: allowed: one of them, with one model, engine, size and rate")
+
+        def tell(line: str) -> None:
+            print(line, file=sys.stderr)
+
+        if options.against:
+            figures = against(cases[0], options.rounds, options.tensorflow, tell)
+            report_against(figures, print)
+        else:
+            figures = saturation(cases[0], tell)
+            print(f"highest rate with no frame missed: {figures['rate_hz']} Hz")
+    else:
+        figures = bench(cases)
+        report(figures, print)
+        if options.plot:
+            draw(figures, options.plot)
+    if options.json:
+        _write_json(options.json, figures)
+    return 0
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """`skyseg export`."""
+    from realtime_skyseg.segmentation import load_model, open_engine
+    from realtime_skyseg.segmentation.cache import cache_folder
+
+    if options.out and options.engine != "onnx":
+        raise SettingsError(f"--out '{options.out}': allowed with --engine onnx; engines are kept in the user's cache")
+    try:
+        height, width = (int(side) for side in options.size.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if not 16 <= min(height, width) <= max(height, width) <= 8192:
+        raise SettingsError(f"--size '{options.size}': allowed: HEIGHTxWIDTH of 16 to 8192 px, for example 512x672")
+    model = load_model(options.model)
+    if options.engine == "onnx":
+        from realtime_skyseg.segmentation.onnx_file import write_onnx
+
+        height, width = model.shape.padded((height, width))
+        out = options.out or Path(f"{model.name}-{height}x{width}.onnx")
+        write_onnx(model, (height, width), out)
+        print(f"{out}: image (1, 1, {height}, {width}) float32 -> mask uint8, float16 inside; not compared with torch")
+        return 0
+    engine = open_engine(model, (height, width), options.engine)
+    where = "built at each start" if engine.name == "torch" else f"kept in {cache_folder()}"
+    print(
+        f"{model.name} for {height}x{width} px: {engine.name} on {engine.device} in {engine.precision}, {where}; "
+        f"agrees with torch float32 on {engine.agreement:.2%} of the pixels"
+    )
+    return 0
+
+
+def quantise_command(options: argparse.Namespace) -> int:
+    """`skyseg quantise`."""
+    from realtime_skyseg.segmentation import load_model
+    from realtime_skyseg.segmentation.quantise import quantise
+    from realtime_skyseg.training.labelled import read_labelled
+
+    model = load_model(options.model)
+    pairs = read_labelled(options.images, options.labels, options.table, options.fold)
+    agreement = quantise(model, [pair.image for pair in pairs])
+    print(f"{model.quantised}: agrees with torch float32 on {agreement:.2%} of the pixels; now run `skyseg evaluate`")
+    return 0
+
+
+def import_command(options: argparse.Namespace) -> int:
+    """`skyseg import`."""
+    from realtime_skyseg.segmentation.keras_file import import_keras
+
+    out = options.out or options.file.with_suffix(".safetensors")
+    classes = [name.strip() for name in options.classes.split(",")]
+    print(f"model: {import_keras(options.file, classes, out)}")
+    return 0
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(record, indent=1))
+    except OSError as error:
+        raise SettingsError(f"--json: '{path}' cannot be written: {error.strerror}") from error
+
+
+def threshold_command(options: argparse.Namespace) -> int:
+    """`skyseg threshold`."""
+    from realtime_skyseg.segmentation.threshold import save_threshold
+
+    print(f"model: {save_threshold(options.out, options.level, options.blur_px, options.bright)}")
+    return 0

@@ -1,0 +1,87 @@
+"""The settings of `skyseg train`."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from realtime_skyseg.section import Section
+
+ClassName = Literal["background", "skyrmion", "defect", "outside", "edge"]
+
+
+#: Keys of `TrainingSettings` that make the network.
+SHAPE_KEYS = {"unshuffle", "filters", "depth", "doubled_from", "split_levels"}
+
+
+class TrainingSettings(Section):
+    """What `skyseg train` needs to know."""
+
+    images: Path
+    """Folder of images."""
+    labels: Path
+    """Folder of label pictures of the same names: colours, or class numbers in a single channel."""
+    label_values: dict[int, ClassName] | None = None
+    """What the numbers of single-channel labels mean; absent: 0 background, 1 skyrmion, 2 defect, 3 outside, 4 edge."""
+    table: Path | None = None
+    """CSV with the columns image, source_id, fold; absent: each image is a source of its own."""
+    train_folds: Annotated[list[int], Field(min_length=1)] | None = None
+    """Folds to learn from; needs `validate_folds`."""
+    validate_folds: Annotated[list[int], Field(min_length=1)] | None = None
+    """Folds to score on; never among `train_folds`."""
+    validate_sources: Annotated[list[str], Field(min_length=1)] | None = None
+    """Without folds: sources to score on; all others are learnt from."""
+    validate_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """With neither: share of the sources to score on, drawn by `seed`."""
+    out: Path
+    """The model file to write; beside it a folder with curves and a table, and, until the end, a checkpoint."""
+    start_from: str | None = None
+    """Go on from a shipped model or a file, instead of from random weights; it also fixes the network."""
+    teachers: list[str] = []
+    """Models whose averaged probabilities are learnt beside the labels (distillation)."""
+    steps: Annotated[int, Field(ge=1)] = 3000
+    """Optimiser steps."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Crops per step."""
+    crop_px: Annotated[int, Field(ge=64, multiple_of=32)] = 192
+    """Side of a crop."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak of the schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """Of AdamW."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Of the moving average of the weights."""
+    validate_every: Annotated[int, Field(ge=1)] = 200
+    """Steps between two scores on the validation images, and between two checkpoints."""
+    seed: int = 0
+    """Of weights, sampling and augmentation."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """CPU threads; absent: one per core."""
+    unshuffle: Literal[1, 2, 4] = 2
+    """The network works on 1/unshuffle of the image's grid."""
+    filters: Annotated[int, Field(ge=4, le=128)] = 16
+    """Channels of the first level."""
+    depth: Annotated[int, Field(ge=1, le=5)] = 3
+    """Levels above the lowest."""
+    doubled_from: Annotated[int, Field(ge=1, le=5)] = 1
+    """The first level, counted from 0, that has twice the channels of the one above; so on below."""
+    split_levels: Annotated[int, Field(ge=0, le=6)] = 0
+    """Levels, from the first, with convolutions of 1x3 and 3x1 in the place of 3x3: two thirds of the work."""
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if (self.train_folds is None) != (self.validate_folds is None):
+            raise ValueError("train_folds and validate_folds are set together, or neither")
+        if self.train_folds and self.table is None:
+            raise ValueError("train_folds needs the table that names the folds (table: CSV with column 'fold')")
+        if self.train_folds and self.validate_sources:
+            raise ValueError("validate_sources and folds exclude each other; allowed: one of them")
+        both = set(self.train_folds or ()) & set(self.validate_folds or ())
+        if both:
+            raise ValueError(
+                f"validate_folds has fold {sorted(both)[0]}, which is among train_folds; allowed: folds not trained on"
+            )
+        fixed = SHAPE_KEYS & self.model_fields_set
+        if self.start_from and fixed:
+            raise ValueError(f"{sorted(fixed)[0]} is fixed by the model of start_from; leave it out")
+        return self
