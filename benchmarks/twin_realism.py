@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
-from realtime_skyseg_simulator.simulate import load_recording, simulate
+from realtime_skyseg_simulator.simulate import simulate
+from realtime_skyseg_simulator.simulate_settings import load_recording
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

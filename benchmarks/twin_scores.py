@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from realtime_skyseg_simulator.simulate import load_recording, simulate
+from realtime_skyseg_simulator.simulate import simulate
+from realtime_skyseg_simulator.simulate_settings import load_recording
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

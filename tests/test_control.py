@@ -24,9 +24,9 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import ControlError, FieldError, SettingsError
 from realtime_skyseg.metrics import Metrics
-from realtime_skyseg.streaming import Control, ControlServer, control
+from realtime_skyseg.streaming import Control, ControlServer, requests
 
-Answer = Callable[[control.Request], dict[str, Any]]
+Answer = Callable[[requests.Request], dict[str, Any]]
 
 MANUAL = {"driver": "manual", "limit_mT": [-80, 80], "slew_mT_per_s": 100, "tolerance_mT": 1, "read_every_ms": 5}
 
@@ -131,7 +131,7 @@ def test_ten_thousand_malformed_requests_get_an_answer_each(server: ControlServe
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: json.dumps({"do": text}).encode()))
 def test_whatever_the_bytes_a_request_or_one_error(data: bytes) -> None:
     try:
-        control.parse(data)
+        requests.parse(data)
     except ControlError as error:
         said = str(error)
     else:
@@ -140,7 +140,7 @@ def test_whatever_the_bytes_a_request_or_one_error(data: bytes) -> None:
 
 
 def test_refusals_and_failures_become_answers() -> None:
-    def answer(request: control.Request) -> dict[str, Any]:
+    def answer(request: requests.Request) -> dict[str, Any]:
         raise FieldError("too much") if request.do == "set_field" else ValueError("a bug")
 
     server = ControlServer("tcp://127.0.0.1:0", answer)

@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from realtime_skyseg_drivers.micromanager import _picture
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import validate
@@ -300,7 +299,7 @@ def test_attach_counts_what_it_could_not_see(server: Callable[..., Server], tmp_
 def test_an_image_that_does_not_fit_its_tags_is_left_out(n_bytes: int, fits: bool) -> None:
     """Both are read one after the other, and the camera may change in between."""
     tags = {"PixelType": "GRAY16", "Height": "64", "Width": "96", "ImageNumber": "7"}
-    assert (_picture(tags, memoryview(bytes(n_bytes))) is not None) == fits
+    assert (read_picture(tags, memoryview(bytes(n_bytes))) is not None) == fits
 
 
 def test_another_size_begins_another_run_file(server: Callable[..., Server], tmp_path: Path) -> None:

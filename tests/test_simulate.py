@@ -11,7 +11,8 @@ import pytest
 import tifffile
 import yaml
 from realtime_skyseg_simulator.replay import BUNDLED
-from realtime_skyseg_simulator.simulate import load_recording, simulate
+from realtime_skyseg_simulator.simulate import simulate
+from realtime_skyseg_simulator.simulate_settings import load_recording
 
 from realtime_skyseg import cli
 from realtime_skyseg.errors import SettingsError

@@ -24,9 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from realtime_skyseg_simulator import twin_field
 from realtime_skyseg_simulator.magnet import MagnetSettings, TwinMagnet
-from realtime_skyseg_simulator.microscope import TwinSettings
 from realtime_skyseg_simulator.twin import TwinCamera
 from realtime_skyseg_simulator.twin_field import TwinField, TwinFieldSettings
+from realtime_skyseg_simulator.twin_settings import TwinSettings
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import FieldSettings, load_config, validate

@@ -23,11 +23,11 @@ def tell_command(options: argparse.Namespace) -> int:
 
     from realtime_skyseg import yaml_text
     from realtime_skyseg.config import DEFAULT_CONTROL_ADDRESS
-    from realtime_skyseg.streaming import Control, control
+    from realtime_skyseg.streaming import Control, requests
 
-    kinds = control.kinds(options.do)
+    kinds = requests.kinds(options.do)
     if not kinds:
-        raise SettingsError(f"'{options.do}' is no request; allowed: {', '.join(control.requests())}")
+        raise SettingsError(f"'{options.do}' is no request; allowed: {', '.join(requests.requests())}")
     values = {}
     for pair in options.values:
         key, equals, text = pair.partition("=")

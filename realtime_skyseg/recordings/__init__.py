@@ -7,7 +7,7 @@ file and the frame, counted from 0. Pacing is not done here (see `realtime_skyse
 from pathlib import Path
 
 from realtime_skyseg.errors import RecordingError, SettingsError
-from realtime_skyseg.recordings.arrays import ArrayRecording, Hdf5Recording, ZarrRecording
+from realtime_skyseg.recordings.arrays import ArrayRecording
 from realtime_skyseg.recordings.folder import (
     IMAGE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -18,6 +18,8 @@ from realtime_skyseg.recordings.folder import (
     is_micro_manager,
     ndtiff_folder,
 )
+from realtime_skyseg.recordings.hdf5 import Hdf5Recording
+from realtime_skyseg.recordings.ome_zarr import ZarrRecording
 from realtime_skyseg.recordings.recording import Choice, Recording
 from realtime_skyseg.recordings.run import LabelledRecording, RunRecording, kind_of
 from realtime_skyseg.recordings.tiff import TiffRecording

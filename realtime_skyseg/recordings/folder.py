@@ -17,7 +17,8 @@ from realtime_skyseg.errors import RecordingError, SettingsError
 from realtime_skyseg.recordings.micromanager import AXES, Planes, is_image, key_of_name
 from realtime_skyseg.recordings.order import in_order
 from realtime_skyseg.recordings.recording import Choice, Recording, check_size, missing
-from realtime_skyseg.recordings.tiff import TiffRecording, count_frames
+from realtime_skyseg.recordings.tiff import TiffRecording
+from realtime_skyseg.recordings.tiff_pages import count_frames
 from realtime_skyseg.records import printable
 from realtime_skyseg.storage.trust import MOST_PIXELS
 

@@ -9,7 +9,7 @@ from realtime_skyseg.errors import ControlError
 from realtime_skyseg.experiment import Experiment
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.records import Counters
-from realtime_skyseg.streaming import control
+from realtime_skyseg.streaming import requests
 
 if TYPE_CHECKING:
     from realtime_skyseg.service.service import Service
@@ -21,41 +21,41 @@ class Requests:
     def __init__(self, service: "Service") -> None:
         self._service = service
 
-    def answer(self, request: control.Request) -> dict[str, Any] | Callable[[], dict[str, Any]]:
+    def answer(self, request: requests.Request) -> dict[str, Any] | Callable[[], dict[str, Any]]:
         """Carry out a request of the control socket, at once; or say how, where the magnet's guard has to answer."""
-        if isinstance(request, control.SetField | control.Demagnetise | control.Pulse):
+        if isinstance(request, requests.SetField | requests.Demagnetise | requests.Pulse):
             self._check_free(request.do)
         match request:
-            case control.Status():
+            case requests.Status():
                 return {"status": self.status()}
-            case control.Stop():
+            case requests.Stop():
                 self._service.stop()
                 if (
                     self._service.field and self._service.experiment is None
                 ):  # whose thread ends first, and makes the field safe
                     self._service.field.safe("a request to stop on the control socket", wait_s=0.0)
-            case control.Mark():
+            case requests.Mark():
                 if self._service.pipeline is None:
                     raise ControlError("mark: the run has not begun yet; allowed: once frames come")
                 self._service.pipeline.event("mark", request.message, wait=False)
-            case control.SafeField():
+            case requests.SafeField():
                 if self._service.experiment:
                     self._service.experiment.abort()
                 self._magnet().safe("a request on the control socket", wait_s=0.0)
-            case control.Pause():
+            case requests.Pause():
                 self._programme().pause()
-            case control.Resume():
+            case requests.Resume():
                 self._programme().resume()
-            case control.Abort():
+            case requests.Abort():
                 self._programme().abort()
-            case control.TakeBackground():
+            case requests.TakeBackground():
                 self._service.take_background(request.frames)
             case _:
                 return self._move(request)
         return {}
 
     def _move(
-        self, request: control.SetField | control.EnterField | control.Demagnetise | control.Pulse
+        self, request: requests.SetField | requests.EnterField | requests.Demagnetise | requests.Pulse
     ) -> Callable[[], dict[str, Any]]:
         """How to carry out a request that the guard answers; not any more, once one that makes safe has come since."""
         field = self._magnet()
@@ -63,14 +63,14 @@ class Requests:
 
         def move() -> dict[str, Any]:
             match request:
-                case control.SetField():
+                case requests.SetField():
                     return {"target": field.set_mT(request.field_mT, halts)}
-                case control.Demagnetise():
+                case requests.Demagnetise():
                     values = (request.amplitude_mT, request.ratio, request.smallest_mT, request.dwell_s)
                     return {"target": field.demagnetise(*values, halts)}
-                case control.Pulse():
+                case requests.Pulse():
                     field.pulse(request.in_plane_mT, request.seconds, halts)
-                case control.EnterField():
+                case requests.EnterField():
                     field.enter_mT(request.field_mT)
             return {}
 

@@ -11,42 +11,33 @@ import faulthandler
 import io
 import json
 import logging
-import mmap
 import os
 import secrets
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg import json_text
 from realtime_skyseg.errors import RunFileError, SettingsError
-from realtime_skyseg.quantities import Columns, Quantity, row_dtype
+from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Counters, Event, Skipped
 from realtime_skyseg.storage import layout, tables, trust
-from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
-from realtime_skyseg.storage.create import new_stack
 from realtime_skyseg.storage.provenance import iso
-from realtime_skyseg.storage.segments import FRAMES_PER_FILE
-
-_ALL_COLUMNS = layout.FRAME_COLUMNS | layout.RESULT_COLUMNS
+from realtime_skyseg.storage.rescue_images import Alive, Images, clear_columns, copy_group, value_of
+from realtime_skyseg.storage.rescue_tables import DAMAGE, DamagedFile, fill_of, good_rows, read_rows, read_table, reason
 
 log = logging.getLogger(__name__)
-
-#: What HDF5 raises on damage.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError)
 
 
 @dataclass(slots=True)
@@ -157,16 +148,16 @@ def _name(partial: Path, target: Path) -> None:
 
 def _rescue_here(path: str, partial: str, patience_s: str) -> None:
     """In a process of its own, because HDF5 can hang or crash on damaged metadata; the answer goes to stdout."""
-    alive = _Alive(float(patience_s))
+    alive = Alive(float(patience_s))
     threading.Thread(target=_end_with_parent, args=(Path(partial),), daemon=True).start()
     try:
-        with Path(path).open("rb") as file, h5py.File(_View(file), "r") as damaged:
+        with Path(path).open("rb") as file, h5py.File(DamagedFile(file), "r") as damaged:
             trust.check(damaged, Path(path), damaged=True)
             rescue = asdict(_rescue(damaged, file, Path(partial), Rescue(Path(path)), alive))
         del rescue["path"]
         answer = json.dumps(rescue)
-    except (*_DAMAGE, RunFileError) as error:
-        answer = json.dumps({"error": _why(error)})
+    except (*DAMAGE, RunFileError) as error:
+        answer = json.dumps({"error": reason(error)})
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.write(answer)
 
@@ -178,93 +169,27 @@ def _end_with_parent(partial: Path) -> None:
     os._exit(1)
 
 
-class _Alive:
-    """Ends this process unless it is called again in time, even where Python itself stands still."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._next = 0.0
-        self()
-
-    def __call__(self) -> None:
-        if time.monotonic() > self._next:
-            faulthandler.dump_traceback_later(self._patience_s, exit=True)
-            self._next = time.monotonic() + self._patience_s / 10
-
-
-class _View(io.RawIOBase):
-    """A damaged HDF5 file as HDF5 accepts it: of the length that it should have, and marked as closed by its writer.
-
-    The superblock (version 2 or 3, "HDF5 File Format Specification", II.A) is followed; only this view is changed.
-    """
-
-    _MAGIC = b"\x89HDF\r\n\x1a\n"
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._file = file
-        self._place = 0
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        head = bytearray(file.read(48))
-        if len(head) < 48 or head[:8] != self._MAGIC or head[8] not in (2, 3) or head[9] != 8:
-            raise RunFileError(
-                f"nothing can be rescued from '{file.name}': its first 48 bytes are not those of a run file"
-            )
-        if head[44:] != imagecodecs.h5checksum_metadata(bytes(head[:44])).to_bytes(4, "little"):
-            raise RunFileError("its superblock is damaged")
-        self._size = max(size, int.from_bytes(head[28:36], "little"))
-        head[11] = 0
-        head[28:36] = self._size.to_bytes(8, "little")
-        head[44:] = imagecodecs.h5checksum_metadata(bytes(head[:44])).to_bytes(4, "little")
-        self._head = bytes(head)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer).cast("B")
-        self._file.seek(self._place)
-        got = self._file.readinto(wanted)
-        wanted[got:] = bytes(len(wanted) - got)
-        if self._place < len(self._head):
-            part = self._head[self._place : self._place + len(wanted)]
-            wanted[: len(part)] = part
-        self._place += len(wanted)
-        return len(wanted)
-
-
-def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, alive: _Alive) -> Rescue:
+def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: Rescue, alive: Alive) -> Rescue:
     frames = damaged[layout.FRAMES]
-    table = _read_rows(frames, rescue)
+    table = read_rows(frames, rescue.notes)
     n = len(table)
     # What analysers found belongs to the result, too.
     own_columns = set(table.dtype.names or ()) - set(layout.FRAME_COLUMNS)
-    results = {name: Quantity(name, table.dtype[name], _fill(frames, name)) for name in own_columns}
+    results = {name: Quantity(name, table.dtype[name], fill_of(frames, name)) for name in own_columns}
     rescue.frames = n
     rescue.checked = set(layout.CHECKS) <= set(table.dtype.names or ())
-    good_row = _good_rows(table, frames, "row_crc32")
-    good_result = _good_rows(table, frames, "result_crc32")
-    objects = _read_table(damaged, layout.OBJECTS, layout.OBJECT_COLUMNS, rescue)
+    good_row = good_rows(table, frames, "row_crc32")
+    good_result = good_rows(table, frames, "result_crc32")
+    objects = read_table(damaged, layout.OBJECTS, layout.OBJECT_COLUMNS, rescue.notes)
     objects = objects[np.argsort(objects["frame"], kind="stable")]
     first = np.searchsorted(objects["frame"], np.arange(n + 1))
-    events = _read_table(damaged, layout.EVENTS, layout.EVENT_COLUMNS, rescue)
+    events = read_table(damaged, layout.EVENTS, layout.EVENT_COLUMNS, rescue.notes)
 
     with ExitStack() as owned:
         new = owned.enter_context(h5py.File(partial, "x", libver=("v110", "v110")))
-        raws = _Images(damaged[layout.RAW], "raw", file, owned)
-        all_masks = _Images(damaged[layout.MASK], "mask", file, owned)
-        _copy_group(damaged, new, damaged, rescue, {damaged: new})
+        raws = Images(damaged[layout.RAW], "raw", file, owned)
+        all_masks = Images(damaged[layout.MASK], "mask", file, owned)
+        copy_group(damaged, new, damaged, rescue.notes, {damaged: new})
         raw, masks = new[layout.RAW], new[layout.MASK]
         for stack in (raw, masks):
             stack.resize(n, axis=0)
@@ -276,10 +201,10 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
             row = table[index : index + 1]
             if not good_row[index]:
                 rescue.lost_frames.append(index)
-                _clear(row, layout.FRAME_COLUMNS)
+                clear_columns(row, layout.FRAME_COLUMNS)
             elif row["written"][0]:
-                if not raws.copy(index, raw, _value(row, "raw_crc32")):
-                    no_raw[_value(row, "raw_crc32")].append(index)
+                if not raws.copy(index, raw, value_of(row, "raw_crc32")):
+                    no_raw[value_of(row, "raw_crc32")].append(index)
             elif raws.has(index):
                 rescue.lost_frames.append(index)  # its row is missing, and with it what vouches for it
             if good_result[index] and row["skipped"][0] != Skipped.NOT_SKIPPED:
@@ -287,11 +212,11 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
             own = objects[first[index] : first[index + 1]]
             if not (good_result[index] and _belong(own, row)):
                 rescue.lost_results.append(index)
-                _clear(row, results)
+                clear_columns(row, results)
                 continue
             kept[index] = own
-            if not all_masks.copy(index, masks, _value(row, "mask_crc32")):
-                no_mask[_value(row, "mask_crc32")].append(index)
+            if not all_masks.copy(index, masks, value_of(row, "mask_crc32")):
+                no_mask[value_of(row, "mask_crc32")].append(index)
         for index in raws.search(raw, no_raw, alive):
             rescue.lost_frames.append(index)
             table["written"][index] = 0
@@ -299,7 +224,7 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
                 table["raw_crc32"][index] = -1
         for index in all_masks.search(masks, no_mask, alive):
             rescue.lost_results.append(index)
-            _clear(table[index : index + 1], results)
+            clear_columns(table[index : index + 1], results)
             del kept[index]
         rescue.lost_frames.sort()
         rescue.lost_results.sort()
@@ -311,209 +236,12 @@ def _rescue(damaged: h5py.File, file: io.BufferedReader, partial: Path, rescue: 
 
 def _belong(objects: NDArray[Any], row: NDArray[Any]) -> bool:
     """These objects are those of the result in a row, which was made of the image that was written."""
-    pair = _value(row, "raw_crc32"), _value(row, "source_crc32")
+    pair = value_of(row, "raw_crc32"), value_of(row, "source_crc32")
     return (
-        _value(row, "objects_crc32") in (-1, zlib.crc32(objects.tobytes()))
+        value_of(row, "objects_crc32") in (-1, zlib.crc32(objects.tobytes()))
         and (-1 in pair or pair[0] == pair[1])
         and len(objects) == np.maximum(np.nan_to_num([row["count"][0], row["stripes"][0]]), 0).sum()
     )
-
-
-def _fill(frames: h5py.Group, name: str) -> Any:
-    """The value of a column where nothing was written."""
-    return _ALL_COLUMNS[name].fill if name in _ALL_COLUMNS else frames[name].fillvalue
-
-
-def _read_rows(frames: h5py.Group, rescue: Rescue) -> NDArray[Any]:
-    """One row per frame, with all columns that are there."""
-    names = [*(name for name in _ALL_COLUMNS if name in frames), *(name for name in frames if name not in _ALL_COLUMNS)]
-    columns = {name: _read_column(frames, name, rescue) for name in names}
-    n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
-    table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = _fill(frames, name)
-        table[name][: len(column)] = column[:n]
-    return table
-
-
-def _read_column(frames: h5py.Group, name: str, rescue: Rescue) -> NDArray[Any]:
-    """A column as far as it can be read, with fill values for chunks that cannot."""
-    try:
-        column = frames[name]
-        values = np.full(len(column), _fill(frames, name), column.dtype)
-    except _DAMAGE as error:
-        rescue.notes.append(f"the column '{name}' cannot be read: {_why(error)}")
-        return np.empty(0, _ALL_COLUMNS[name].dtype if name in _ALL_COLUMNS else "f8")
-    for part in column.iter_chunks() if len(column) else ():
-        with suppress(*_DAMAGE):  # its frames fail their check
-            values[part] = column[part]
-    return values
-
-
-def _read_table(damaged: h5py.File, name: str, declared: Columns, rescue: Rescue) -> NDArray[Any]:
-    """The rows of a table that can be read in all columns."""
-    try:
-        table = damaged[name]
-        parts = tables.datasets(table, declared)
-        n = min(map(len, parts))
-        names = [] if isinstance(table, h5py.Dataset) else tables.names(table, declared)
-    except _DAMAGE as error:
-        rescue.notes.append(f"'{name}' cannot be read: {_why(error)}")
-        return np.empty(0, row_dtype(declared))
-    kinds = [(column, part.dtype) for column, part in zip(names, parts, strict=True)] if names else parts[0].dtype
-    rows, whole = np.empty(n, kinds), np.ones(n, bool)
-    for number, part in enumerate(parts):
-        values = rows[names[number]] if names else rows
-        for (chunk,) in part.iter_chunks() if len(part) else ():
-            rest = slice(chunk.start, min(chunk.stop, n))
-            try:
-                values[rest] = part[rest]
-            except _DAMAGE:
-                whole[rest] = False
-    if not whole.all():
-        rescue.notes.append(f"{n - whole.sum()} of {n} rows of '{name}' cannot be read")
-    return rows[whole]
-
-
-def _good_rows(table: NDArray[Any], frames: h5py.Group, check: str) -> NDArray[np.bool_]:
-    """Which rows hold what their check says, or were never written."""
-    n = len(table)
-    if check not in (table.dtype.names or ()):
-        return np.ones(n, bool)
-    covers = json_text.load(frames[check].attrs["covers"])
-    if missing := set(covers) - set(table.dtype.names or ()):
-        raise RunFileError(f"the columns {sorted(missing)} are missing")
-    packed = np.empty(n, [(name, frames[name].dtype) for name in covers])
-    for name in covers:
-        packed[name] = table[name]
-    blank = np.empty(1, packed.dtype)
-    for name in covers:
-        blank[name] = _fill(frames, name)
-    never = blank.tobytes()
-    rows = [row.tobytes() for row in packed]
-    return np.array(
-        [
-            told == zlib.crc32(row) or (told == -1 and row == never)
-            for told, row in zip(table[check], rows, strict=True)
-        ],
-        bool,
-    )
-
-
-def _copy_group(
-    source: h5py.Group, target: h5py.Group, damaged: h5py.File, rescue: Rescue, made: dict[Any, Any]
-) -> None:
-    """Copy a group with all below; stacks and tables are made empty. Hard links stay hard links."""
-    stacks = (damaged[layout.RAW], damaged[layout.MASK])
-    emptied = _emptied(damaged)
-    for name, value in source.attrs.items():
-        target.attrs[name] = value
-    for name in source:
-        try:
-            item = source[name]
-            if item in made:
-                target[name] = made[item]
-                continue
-            if isinstance(item, h5py.Group):
-                made[item] = target.create_group(name)
-                _copy_group(item, made[item], damaged, rescue, made)
-                continue
-            if item in stacks:
-                made[item] = new_stack(target, name, item.shape[1:], item.dtype, item.fillvalue)
-            else:
-                made[item] = _new_like(item, target, name, (0,) if item in emptied else item.shape)
-                if item not in emptied:
-                    for part in item.iter_chunks() if item.chunks and item.size else ((),):
-                        made[item][part] = item[part]
-            for key in set(item.attrs) - {FRAMES_PER_FILE}:
-                made[item].attrs[key] = item.attrs[key]
-        except _DAMAGE as error:
-            rescue.notes.append(f"'{source.name}/{name}' cannot be read: {_why(error)}")
-
-
-def _emptied(damaged: h5py.File) -> set[h5py.Dataset]:
-    """The datasets whose rows are written anew."""
-    found: set[h5py.Dataset] = set()
-    for name in (layout.OBJECTS, layout.EVENTS, layout.FRAMES):
-        with suppress(*_DAMAGE):
-            table = damaged[name]
-            found |= {table} if isinstance(table, h5py.Dataset) else set(table.values())
-    return found
-
-
-def _new_like(item: h5py.Dataset, target: h5py.Group, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """An empty dataset of the same kind. HDF5's own copy crashes on some files that it reads through `_View`."""
-    space = h5py.h5s.create_simple(shape, item.id.get_space().get_simple_extent_dims(True)) if shape else None
-    kind, settings = item.id.get_type(), item.id.get_create_plist()
-    made = h5py.h5d.create(target.id, name.encode(), kind, space or h5py.h5s.create(h5py.h5s.SCALAR), settings)
-    return h5py.Dataset(made)
-
-
-class _Images:
-    """The images of a stack, in the damaged file or in its segments, as far as they are there."""
-
-    def __init__(self, stack: h5py.Dataset, kind: str, file: io.BufferedReader, owned: ExitStack) -> None:
-        self.files = [file]
-        self._stacks: dict[int, h5py.Dataset] = {0: stack}
-        self._per_file = sys.maxsize
-        if not stack.is_virtual:
-            return
-        self.files, self._stacks = [], {}
-        source = stack.virtual_sources()[0]
-        self._per_file = int(stack.attrs[FRAMES_PER_FILE])
-        folder = Path(file.name).parent / Path(source.file_name.replace("%%", "%")).parent
-        for path in folder.glob("*.h5"):
-            self.files.append(owned.enter_context(path.open("rb")))
-            with suppress(*_DAMAGE, RunFileError):
-                opened = owned.enter_context(h5py.File(_View(self.files[-1]), "r"))
-                self._stacks[int(path.stem)] = opened[kind]
-
-    def has(self, index: int) -> bool:
-        """Whether HDF5 has an entry for this image."""
-        number, place = divmod(index, self._per_file)
-        stack = self._stacks.get(number)
-        try:
-            return (
-                stack is not None and place < len(stack) and bool(stack.id.get_chunk_info_by_coord((place, 0, 0)).size)
-            )
-        except _DAMAGE:
-            return False
-
-    def copy(self, index: int, target: h5py.Dataset, told: int) -> bool:
-        """Copy an image; False where it is missing or fails a check."""
-        if not self.has(index):
-            return False
-        number, place = divmod(index, self._per_file)
-        try:
-            chunk = pack(self._stacks[number][place])
-        except _DAMAGE:
-            return False
-        if told not in (-1, chunk.crc32):
-            return False
-        target.id.write_direct_chunk((index, 0, 0), chunk.data)
-        return True
-
-    def search(self, target: h5py.Dataset, missing: dict[int, list[int]], alive: _Alive) -> list[int]:
-        """Look for images that HDF5 does not find, by CRC-32, in all files; returns the frames without."""
-        unknown = missing.pop(-1, [])
-        for file in self.files if missing else ():
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                for chunk, image in find_chunks(data, target.shape[1:], target.dtype):
-                    alive()
-                    for index in missing.pop(crc32(image), ()):
-                        target.id.write_direct_chunk((index, 0, 0), chunk)
-                    if not missing:
-                        break
-        return [*unknown, *(index for indices in missing.values() for index in indices)]
-
-
-def _value(row: NDArray[Any], name: str) -> int:
-    return int(row[name][0]) if name in (row.dtype.names or ()) else -1
-
-
-def _clear(row: NDArray[Any], kind: Columns) -> None:
-    for name in set(kind) & set(row.dtype.names or ()):
-        row[name] = kind[name].fill
 
 
 def _write(new: h5py.File, table: NDArray[Any], objects: list[NDArray[Any]], events: NDArray[Any]) -> None:
@@ -572,7 +300,3 @@ def _conclude(new: h5py.File, table: NDArray[Any], rescue: Rescue) -> None:
     ):
         if name in new:
             new[name][()] = value
-
-
-def _why(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

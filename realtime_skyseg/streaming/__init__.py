@@ -1,6 +1,7 @@
 """Masks and counts over ZeroMQ: the messages of schema `skyseg-1`, a publisher and a client."""
 
-from realtime_skyseg.streaming.control import Control, ControlServer
+from realtime_skyseg.streaming.control import Control
+from realtime_skyseg.streaming.control_server import ControlServer
 from realtime_skyseg.streaming.messages import (
     SCHEMA,
     CountsMessage,

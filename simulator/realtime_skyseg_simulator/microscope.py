@@ -26,24 +26,18 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import cv2
-import h5py
 import numpy as np
-from pydantic import Field
 
-from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError, SkysegError
-from realtime_skyseg.hdf5_filters import bitshuffle
 from realtime_skyseg.records import Image
 from realtime_skyseg_simulator.faults import (
     CameraDies,
     CameraGone,
     Defocus,
     DriftJump,
-    Fault,
     FrozenFrames,
     Lamp,
     LateFrames,
@@ -54,18 +48,13 @@ from realtime_skyseg_simulator.faults import (
     Schedule,
     TornFrames,
 )
-from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
+from realtime_skyseg_simulator.kerr_camera import KerrCamera
 from realtime_skyseg_simulator.kinds import open_sample
-from realtime_skyseg_simulator.magnet import MagnetSettings, TwinMagnet
+from realtime_skyseg_simulator.magnet import TwinMagnet
 from realtime_skyseg_simulator.patterns import edge_of
-from realtime_skyseg_simulator.samples import (
-    FilmSampleSettings,
-    SampleSettings,
-    Truth,
-    class_mask,
-    truth_of,
-)
-from realtime_skyseg_simulator.twin_field import DEFAULT_PORT
+from realtime_skyseg_simulator.samples import class_mask, truth_of
+from realtime_skyseg_simulator.truth_file import TruthFile
+from realtime_skyseg_simulator.twin_settings import TwinSettings
 
 #: How long the camera may take to connect.
 _CONNECT_S = 20.0
@@ -73,49 +62,8 @@ _CONNECT_S = 20.0
 _LATE_PERIODS = 4.0
 #: A frame covers at most so many periods of the sample's time: a machine that cannot keep up slows the sample down.
 _LONGEST_PERIODS = 2.0
-#: Longest time between two flushes of the truth.
-_FLUSH_S = 1.0
 #: Largest request of a field connection.
 _LINE_BYTES = 4096
-
-
-class TwinSettings(DriverSettings):
-    """Settings of the camera driver `twin`: a simulated sample, magnet and Kerr microscope."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
-    """Where the microscope listens on this machine: the same in `field`; 0: a free one, for a twin without magnet."""
-    height_px: Annotated[int, Field(ge=32, le=4096)] = 512
-    """Of the images."""
-    width_px: Annotated[int, Field(ge=32, le=4096)] = 672
-    """Of the images."""
-    rate_hz: Annotated[float, Field(gt=0, le=1000)] | None = 16.0
-    """Frames per second in real time; null: as fast as they are taken, each `frame_s` of the sample's time after the
-    one before."""
-    frame_s: Annotated[float, Field(gt=0, le=60)] = 0.0625
-    """With `rate_hz: null`: see there."""
-    frames: Annotated[int, Field(ge=1)] | None = None
-    """End after this many."""
-    image: Literal["difference", "raw"] = "difference"
-    """What the camera gives: the difference to its background, or the raw image, which shows almost nothing."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of all that is random in camera and magnet; the sample has its own."""
-    buffer_frames: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Frames that wait for the service in real time. What does not fit is lost."""
-    truth: Path | None = None
-    """HDF5 file to write with what really was in each frame; `{time}` becomes the start time; absent: none."""
-    sample: SampleSettings = FilmSampleSettings()
-    """What is under the microscope."""
-    optics: KerrSettings = KerrSettings()
-    """Optics, light and sensor."""
-    magnet: MagnetSettings = MagnetSettings()
-    """What the field driver `twin` sets."""
-    faults: tuple[Fault, ...] = ()
-    """What goes wrong, and when."""
-
-    @property
-    def period_s(self) -> float:
-        """From frame to frame, in the sample's time."""
-        return 1.0 / self.rate_hz if self.rate_hz else self.frame_s
 
 
 def main() -> None:
@@ -203,74 +151,6 @@ class Microscope:
         """Finish the truth. Safe to call twice."""
         if self._truth:
             self._truth.close(self.magnet.field_mT(time.monotonic()))
-
-
-class TruthFile:
-    """What really was in each frame, in an HDF5 file that only the simulation writes.
-
-    /frames     one value per exposure and name, lost ones included; the number is that of the run file
-    /positions  (M, 2) float32, x and y in px of all frames' skyrmions; `frames/positions_end` says where each ends
-    /mask       (N, H, W) uint8, classes as in a run file
-    /magnet     time_ns and set_V of everything that the supply was told
-
-    The attribute `end_field_mT` is the field when the microscope ended.
-    """
-
-    COLUMNS = ("number", "camera_ns", "sample_s", "field_mT", "in_plane_mT", "shift_down_px", "shift_right_px")
-
-    def __init__(self, settings: TwinSettings) -> None:
-        assert settings.truth is not None
-        self.path = Path(str(settings.truth).replace("{time}", time.strftime("%Y%m%d-%H%M%S")))
-        self.sets: deque[tuple[int, float]] = deque(maxlen=1_000_000)
-        self._positions = 0
-        self._flushed_s = time.monotonic()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self.path, "x")
-        except OSError as error:
-            reason = "it exists already" if self.path.exists() else str(error)
-            raise SettingsError(f"truth: '{self.path}' cannot be written: {reason}; allowed: a new file") from error
-        self._file.attrs.update(synthetic=True, settings=settings.model_dump_json())
-        kinds = {name: "i8" if name in ("number", "camera_ns") else "f8" for name in self.COLUMNS}
-        for name, kind in {**kinds, "count": "i4", "positions_end": "i8"}.items():
-            self._file.create_dataset(f"frames/{name}", (0,), kind, maxshape=(None,), chunks=(1024,))
-        for name, kind in (("time_ns", "i8"), ("set_V", "f8")):
-            self._file.create_dataset(f"magnet/{name}", (0,), kind, maxshape=(None,), chunks=(1024,))
-        self._file.create_dataset("positions", (0, 2), "f4", maxshape=(None, 2), chunks=(1024, 2))
-        view = (settings.height_px, settings.width_px)
-        self._file.create_dataset("mask", (0, *view), "u1", maxshape=(None, *view), chunks=(1, *view), **bitshuffle)
-
-    def add(self, values: tuple[float, ...], truth: Truth) -> None:
-        """Add an exposure: the values of `COLUMNS`, and what is in the view."""
-        self._positions += len(truth.positions_px)
-        row = {**dict(zip(self.COLUMNS, values, strict=True)), "count": truth.count, "positions_end": self._positions}
-        for name, value in row.items():
-            _append(self._file[f"frames/{name}"], [value])
-        _append(self._file["positions"], truth.positions_px)
-        _append(self._file["mask"], truth.mask[None])
-        if time.monotonic() - self._flushed_s > _FLUSH_S:
-            self._flushed_s = time.monotonic()
-            self._take_sets()
-            self._file.flush()
-
-    def close(self, end_field_mT: float) -> None:
-        """Finish the file. Safe to call twice."""
-        if self._file:
-            self._take_sets()
-            self._file.attrs["end_field_mT"] = end_field_mT
-            self._file.close()
-
-    def _take_sets(self) -> None:
-        rows = [self.sets.popleft() for _ in range(len(self.sets))]
-        if rows:
-            _append(self._file["magnet/time_ns"], [time_ns for time_ns, _ in rows])
-            _append(self._file["magnet/set_V"], [volts for _, volts in rows])
-
-
-def _append(dataset: h5py.Dataset, rows: Any) -> None:
-    start = len(dataset)
-    dataset.resize(start + len(rows), axis=0)
-    dataset[start:] = rows
 
 
 # --- who is connected ---
@@ -554,7 +434,3 @@ def _reply(connection: socket.socket, answer: dict[str, Any]) -> None:
 def _say(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -13,193 +13,38 @@ The camera driver `replay` plays all three.
 """
 
 import argparse
-import csv
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal
 
-import cv2
-import h5py
 import numpy as np
-import tifffile
-from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from realtime_skyseg import config, yaml_text
-from realtime_skyseg.devices import DriverSettings
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.hdf5_filters import bitshuffle
-from realtime_skyseg.recordings import LabelledRecording
-from realtime_skyseg.records import Class
 from realtime_skyseg_simulator.kerr_camera import KerrCamera, KerrSettings
 from realtime_skyseg_simulator.kinds import open_sample
+from realtime_skyseg_simulator.labelled_files import FolderWriter, Hdf5Writer, LabelledFrame, TiffWriter, Writer
 from realtime_skyseg_simulator.samples import (
     FilmSampleSettings,
     FilmSettings,
     ParticleSampleSettings,
     Pattern,
     Sample,
-    SampleSettings,
-    Truth,
     truth_of,
 )
+from realtime_skyseg_simulator.simulate_settings import (
+    EnsembleSettings,
+    RecordingSettings,
+    SequenceSettings,
+    load_recording,
+)
 
-LAYOUT = LabelledRecording.layout
-
-_FOLDS = 5  # that the sources of a folder are dealt to
 _RELAXING_STEPS = 120  # of an ensemble's film at its own field
-
-#: Blue, green, red of a label picture, as labels of real images are coloured.
-_COLOURS = {
-    Class.BACKGROUND: (255, 0, 0),
-    Class.SKYRMION: (0, 0, 255),
-    Class.DEFECT: (0, 255, 0),
-    Class.OUTSIDE: (0, 255, 255),
-    Class.EDGE: (255, 255, 0),
-}
-
-
-def _check_rising(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise ValueError("should be [lowest, highest]")
-    return limits
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_check_rising)]
-
-
-class Stage(DriverSettings):
-    """Some frames of a sequence under one field, or under a field that rises or falls evenly."""
-
-    frames: Annotated[int, Field(ge=1)]
-    field_mT: float | tuple[float, float]
-    """Out of plane: one value, or that of the first and of the last frame."""
-    in_plane_mT: float = 0.0
-    recorded: bool = True
-    """False: time passes, but no image is taken."""
-
-
-class _RecordingSettings(DriverSettings):
-    """What both kinds of recordings share."""
-
-    title: str = ""
-    """What this recording is."""
-    view_px: tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]] = (512, 672)
-    """Height and width of the images."""
-    image: Literal["difference", "raw"] = "difference"
-    """Difference images, as a microscope's own software shows them, or what the camera gives."""
-
-
-class SequenceSettings(_RecordingSettings):
-    """One sample and one microscope; the field follows stages."""
-
-    kind: Literal["sequence"] = "sequence"
-    sample: SampleSettings = FilmSampleSettings()
-    camera: KerrSettings = KerrSettings()
-    camera_seed: Annotated[int, Field(ge=0)] = 1
-    """Of all that is random in the microscope."""
-    rate_hz: Annotated[float, Field(gt=0, le=1000)] = 16.0
-    stages: Annotated[list[Stage], Field(min_length=1)]
-
-    @property
-    def n_frames(self) -> int:
-        """Images that are taken."""
-        return sum(stage.frames for stage in self.stages if stage.recorded)
-
-
-class EnsembleSettings(_RecordingSettings):
-    """Every frame is of another sample under another microscope. The defaults resemble real images.
-
-    Of a pair of values, the first and the last one allowed; drawn evenly in the logarithm where both are positive, else
-    evenly.
-    """
-
-    kind: Literal["ensemble"]
-    frames: Annotated[int, Field(ge=1, le=100_000)] = 100
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of everything."""
-    particles_share: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Frames that show a sample of kind `particles`; the others show films."""
-    stripes_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Films that begin with stripes instead of skyrmions."""
-    patterns: tuple[Pattern, ...] = ("disc", "triangle", "wire", "hall_bar")
-    pattern_share: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Frames that show an element of one of these patterns."""
-    scale: Range = (0.6, 2.4)
-    """Of films, see `FilmSampleSettings.scale`: sets the size of the skyrmions."""
-    pulse_field: Range = (0.32, 0.5)
-    """Out-of-plane field under which a film's skyrmions nucleate, relative to the annihilation field: sets their
-    number, and how round they are."""
-    field: Range = (0.1, 0.75)
-    """Field of the frame, relative to the annihilation field: sets their size, and, where it is high, their number."""
-    diameter_px: Range = (8, 32)
-    """Of particles, without field."""
-    coverage: Range = (0.07, 0.6)
-    """Share of the sample that particles would cover without field."""
-    cnr_median: Annotated[float, Field(gt=0)] = 2.4
-    """Contrast relative to noise; log-normal."""
-    cnr_spread: Annotated[float, Field(ge=0, le=2)] = 0.36
-    """Standard deviation of its logarithm."""
-    grey_contrast: Range = (42, 85)
-    grey_level: Range = (90, 160)
-    drift_px: Annotated[float, Field(ge=0, le=10)] = 0.3
-    """Standard deviation, per axis, of the drift since the background."""
-    gradient: Annotated[float, Field(ge=0)] = 0.1
-    """Standard deviation, per axis, of the change of the light across the view, relative to the contrast."""
-    defocus_px: Range = (0.3, 1.2)
-    dirt_spots: Annotated[tuple[int, int], AfterValidator(_check_rising)] = (0, 60)
-
-    @property
-    def n_frames(self) -> int:
-        """Images that are taken."""
-        return self.frames
-
-
-RecordingSettings = SequenceSettings | EnsembleSettings
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledFrame:
-    """One image of the simulated microscope, and what is truly in it."""
-
-    image: NDArray[np.uint8] | NDArray[np.uint16]  # (H, W)
-    truth: Truth  # of the view
-    time_s: float
-    field_mT: float
-    in_plane_mT: float
-    source: int  # frames of one source show the same sample
-    shift_px: tuple[float, float]  # (down, right): where the sample has drifted to since the background
-
-
-def load_recording(path: str | Path, overrides: Sequence[str] = ()) -> RecordingSettings:
-    """Read the settings of a recording.
-
-    Args:
-        path: YAML; `kind` is `sequence` (the default) or `ensemble`.
-        overrides: "key.subkey=value" texts that replace values of the file.
-
-    Raises:
-        SettingsError: one sentence that names the key, the value and what is allowed.
-    """
-    tree = config.read_yaml(path)
-    for override in overrides:
-        tree = config.overridden(tree, override)
-    kinds: dict[object, type[RecordingSettings]] = {"sequence": SequenceSettings, "ensemble": EnsembleSettings}
-    kind = kinds.get(tree.get("kind", "sequence"))
-    if kind is None:
-        raise SettingsError(f"kind: {tree['kind']!r} is not allowed; allowed: {', '.join(map(str, kinds))}")
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsError(config.sentence(error, kind)) from None
 
 
 def simulate(settings: RecordingSettings) -> Iterator[LabelledFrame]:
@@ -329,136 +174,6 @@ def _draw(random: np.random.Generator, limits: tuple[float, float]) -> float:
     return float(random.uniform(*limits))
 
 
-class _Writer(Protocol):
-    def add(self, frame: LabelledFrame) -> None: ...
-
-
-class Hdf5Writer(AbstractContextManager["Hdf5Writer"]):
-    """Writes labelled frames into one HDF5 file; see the module for its layout. It has its name only when complete."""
-
-    def __init__(self, path: Path, settings: RecordingSettings) -> None:
-        """Make the file. Raises `SettingsError` where that is not possible, or the file exists."""
-        self._path, self._settings = path, settings
-        self._partial = path.with_name(path.name + ".partial")
-        _refuse_existing(path)
-        try:
-            self._file = h5py.File(self._partial, "w")
-        except OSError as error:
-            raise SettingsError(f"--out: '{path}' cannot be written: {error}") from error
-        rate_hz = settings.rate_hz if isinstance(settings, SequenceSettings) else 1.0
-        self._file.attrs.update(
-            layout=LAYOUT, synthetic=True, rate_hz=rate_hz, settings=yaml_text.dump(settings.model_dump(mode="json"))
-        )
-
-    def add(self, frame: LabelledFrame) -> None:
-        """Append one frame."""
-        index = len(self._file["count"]) if "count" in self._file else 0
-        for name, value in (("frames", frame.image), ("masks", frame.truth.mask)):
-            self._append(name, value, **bitshuffle)
-        for name in ("time_s", "field_mT", "in_plane_mT", "source"):
-            self._append(name, np.asarray(getattr(frame, name)))
-        self._append("count", np.asarray(frame.truth.count, np.int32))
-        self._append("shift_px", np.asarray(frame.shift_px))
-        rows = np.zeros(frame.truth.count, [("frame", "<u4"), ("x", "<f4"), ("y", "<f4")])
-        rows["frame"] = index
-        rows["x"], rows["y"] = frame.truth.positions_px.T
-        if "positions" not in self._file:
-            self._file.create_dataset("positions", (0,), rows.dtype, maxshape=(None,), chunks=(1024,))
-        table = self._file["positions"]
-        table.resize(len(table) + len(rows), axis=0)
-        table[len(table) - len(rows) :] = rows
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink()
-
-    def _append(self, name: str, value: NDArray[Any], **compression: Any) -> None:
-        if name not in self._file:
-            chunks = (1, *value.shape) if value.ndim == 2 else (1024, *value.shape)
-            self._file.create_dataset(
-                name, (0, *value.shape), value.dtype, maxshape=(None, *value.shape), chunks=chunks, **compression
-            )
-        values = self._file[name]
-        values.resize(len(values) + 1, axis=0)
-        values[-1] = value
-
-
-class TiffWriter(AbstractContextManager["TiffWriter"]):
-    """Writes the frames as pages of one TIFF file; what is true of them goes into the first page's description."""
-
-    def __init__(self, path: Path, settings: RecordingSettings) -> None:
-        """Prepare; the file is written at the end. Raises `SettingsError` where it exists."""
-        _refuse_existing(path)
-        self._path, self._settings = path, settings
-        self._frames: list[LabelledFrame] = []
-
-    def add(self, frame: LabelledFrame) -> None:
-        """Keep one frame."""
-        self._frames.append(frame)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            return
-        description: dict[str, Any] = {"synthetic": True, "generator": "skyseg simulate"}
-        if isinstance(self._settings, SequenceSettings):
-            description["rate_hz"] = self._settings.rate_hz
-        description["field_mT"] = [round(frame.field_mT, 6) for frame in self._frames]
-        description["true_count"] = [frame.truth.count for frame in self._frames]
-        try:
-            with tifffile.TiffWriter(self._path) as tiff:
-                for i, frame in enumerate(self._frames):
-                    tiff.write(
-                        frame.image,
-                        compression="zlib",
-                        compressionargs={"level": 9},
-                        rowsperstrip=frame.image.shape[0],
-                        photometric="minisblack",
-                        description=json.dumps(description) if i == 0 else None,
-                        metadata=None,
-                    )
-        except OSError as error:
-            raise SettingsError(f"--out: '{self._path}' cannot be written: {error.strerror}") from error
-
-
-class FolderWriter(AbstractContextManager["FolderWriter"]):
-    """Writes each frame as a pair of PNG files, and a table that says which frames show the same sample."""
-
-    def __init__(self, folder: Path) -> None:
-        """Make the folders. Raises `SettingsError` where that is not possible, or there are images already."""
-        self._images, self._labels = folder / "images", folder / "labels"
-        _refuse_existing(self._images)
-        try:
-            for one in (self._images, self._labels):
-                one.mkdir(parents=True, exist_ok=True)
-            self._table = (folder / "table.csv").open("w", newline="")
-        except OSError as error:
-            raise SettingsError(f"--folder: '{folder}' cannot be written: {error.strerror}") from error
-        self._rows = csv.writer(self._table)
-        self._rows.writerow(["image", "label", "source_id", "fold", "field_mT", "true_count"])
-        self._colours = np.array([_COLOURS[value] for value in Class], np.uint8)
-        self._n = 0
-
-    def add(self, frame: LabelledFrame) -> None:
-        """Write one pair."""
-        name = f"{self._n:06d}.png"
-        for folder, pixels in ((self._images, frame.image), (self._labels, self._colours[frame.truth.mask])):
-            _, data = cv2.imencode(".png", pixels)
-            (folder / name).write_bytes(data.tobytes())  # cv2.imwrite cannot write every Windows path
-        row = (f"images/{name}", f"labels/{name}", frame.source, frame.source % _FOLDS, frame.field_mT)
-        self._rows.writerow([*row, frame.truth.count])
-        self._n += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._table.close()
-
-
 def command(arguments: Sequence[str]) -> int:
     """`skyseg simulate`: returns the exit status. Raises `SettingsError` for wrong settings and paths."""
     parser = argparse.ArgumentParser(prog="skyseg simulate", description="Make a labelled synthetic recording.")
@@ -474,7 +189,7 @@ def command(arguments: Sequence[str]) -> int:
         ".h5": Hdf5Writer, ".hdf5": Hdf5Writer, ".tif": TiffWriter, ".tiff": TiffWriter,
     }  # fmt: skip
     with ExitStack() as stack:
-        writers: list[_Writer] = []
+        writers: list[Writer] = []
         if options.out is not None:
             kind = kinds.get(options.out.suffix.lower())
             if kind is None:
@@ -490,8 +205,3 @@ def command(arguments: Sequence[str]) -> int:
     made = " and ".join(str(path) for path in (options.out, options.folder) if path is not None)
     sys.stdout.write(f"{len(counts)} frames in {made}; skyrmions per frame: {min(counts)} to {max(counts)}\n")
     return 0
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise SettingsError(f"'{path}' exists already and is not overwritten; choose another name")

@@ -16,7 +16,7 @@ from realtime_skyseg import errors
 from realtime_skyseg.devices import CameraEnded, CameraNotice, DriverSettings
 from realtime_skyseg.errors import CameraError
 from realtime_skyseg.records import Frame
-from realtime_skyseg_simulator.microscope import TwinSettings
+from realtime_skyseg_simulator.twin_settings import TwinSettings
 
 #: A message that has begun has to come within this time.
 _HANG_S = 5.0
