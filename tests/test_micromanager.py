@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from realtime_skyseg_drivers.micromanager_picture import read_picture
 
 import realtime_skyseg as sky
 from realtime_skyseg.config import validate

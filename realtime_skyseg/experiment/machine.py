@@ -2,6 +2,8 @@
 
 It knows no clock, no thread and no device. The same moments lead to the same orders: live, when a run is decided again
 from its file, and when one that was killed goes on.
+
+Longer than other files: one state machine, whose every state may be left by the same stops.
 """
 
 import json

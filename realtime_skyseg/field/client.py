@@ -1,4 +1,7 @@
-"""`FieldGuard`: the service's way to the field guard."""
+"""`FieldGuard`: the service's way to the field guard.
+
+Longer than other files: one class owns the connection, and most of it says what the service believes when it breaks.
+"""
 
 import contextlib
 import hmac

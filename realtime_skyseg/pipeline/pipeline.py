@@ -3,6 +3,8 @@
 camera thread     reads the camera, numbers and stamps the frames, hands each to the recorder and to analysis
 analysis thread   prepare -> segment -> measure -> publish, and the heartbeat
 recorder thread   writes raw frames, results and events to the run file; without room on the disk, events only
+
+Longer than other files: one class owns the three threads and what they share.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""One run from its settings: camera, engine, stream and file put together, and the summary at the end."""
+"""One run from its settings: camera, engine, stream and file put together, and the summary at the end.
+
+Longer than other files: what one run opens is closed by the same class, in the opposite order.
+"""
 
 import logging
 import threading

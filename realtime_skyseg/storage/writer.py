@@ -1,4 +1,7 @@
-"""Writing a run file."""
+"""Writing a run file.
+
+Longer than other files: one class owns the file, and each of its steps may be asked again where the disk refused it.
+"""
 
 import atexit
 import json

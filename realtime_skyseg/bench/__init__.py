@@ -1,0 +1,30 @@
+"""What this machine can do: latencies of whole runs, stage by stage, engine by engine, size by size; the highest rate
+that it keeps up with; and what others need for the same frames.
+
+Each measurement is a real run of the service, from a replayed recording to a subscriber in another process, with the
+run file written. Frames of other sizes are cut and mirrored from the recording's; frames of so many objects are made.
+
+"""
+
+from realtime_skyseg.bench.case import Case, cases_of
+from realtime_skyseg.bench.latency import bench, listen
+from realtime_skyseg.bench.made_frames import discs
+from realtime_skyseg.bench.peer import TENSORFLOW, against
+from realtime_skyseg.bench.report import draw, report, report_against
+from realtime_skyseg.bench.saturation import saturation
+from realtime_skyseg.bench.this_machine import machine
+
+__all__ = [
+    "TENSORFLOW",
+    "Case",
+    "against",
+    "bench",
+    "cases_of",
+    "discs",
+    "draw",
+    "listen",
+    "machine",
+    "report",
+    "report_against",
+    "saturation",
+]
