@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from realtime_skyseg.bench import Case, against, saturation
+from realtime_skyseg.bench.peers import tiled, tiles
 from realtime_skyseg.cli import main
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.peers import tiled, tiles
 from realtime_skyseg.pipeline import STAGES
 from realtime_skyseg.segmentation.threshold import save_threshold
 

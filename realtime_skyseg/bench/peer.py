@@ -16,9 +16,9 @@ from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.bench.case import Case
 from realtime_skyseg.bench.latency import measure_run
 from realtime_skyseg.bench.made_frames import frames_of, recording_of
+from realtime_skyseg.bench.peers import MARK
 from realtime_skyseg.bench.this_machine import machine
 from realtime_skyseg.errors import SettingsError, StreamError
-from realtime_skyseg.peers import MARK
 
 #: How TensorFlow comes to `--against`. It wants an older h5py than our constraints have.
 TENSORFLOW = (
@@ -33,7 +33,7 @@ def against(
     tensorflow_python: str = sys.executable,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Ours beside the peers of `realtime_skyseg.peers`, in turn: in each round ours is timed right before each peer.
+    """Ours beside the peers of `peers.py`, in turn: in each round ours is timed right before each peer.
 
     Args:
         case: model, engine and frame size; rate and seconds are not used.

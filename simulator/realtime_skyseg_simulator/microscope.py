@@ -434,3 +434,7 @@ def _reply(connection: socket.socket, answer: dict[str, Any]) -> None:
 def _say(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
