@@ -102,11 +102,18 @@ class FrameColumns:
             collected.append(values.get(name, self._fill[name]))
 
     def write(self) -> None:
-        """Safe to call again where it failed."""
+        """Write all columns but the check. Safe to call again where it failed."""
         if self._indices:
             self._pack()
-        for column in self._columns.values():
-            column.write()
+        for name, column in self._columns.items():
+            if name != self._check:
+                column.write()
+
+    def vouch(self) -> None:
+        """Write the check, once the other columns are in the file: a row without it was never finished. Safe to call
+        again where it failed.
+        """
+        self._columns[self._check].write()
 
     def _pack(self) -> None:
         first, end = self._length, self._indices[-1] + 1

@@ -431,6 +431,10 @@ class RunWriter:
         for table in self._experiment.values():
             table.write()
         self._file.flush()
+        # HDF5 writes in any order what one flush has to write, and a kill may come in between.
+        for vouched in (self._frames, self._results):
+            vouched.vouch()
+            self._file.flush()
 
     def _ask_disk(self, what: str, operation: Callable[[], None]) -> None:
         """Let HDF5 write. Where the disk is full, it is asked again with a piece more of what was held back.
