@@ -215,7 +215,7 @@ class Counters:
                 causes[cause] = causes.get(cause, 0) + count
 
     def as_dict(self) -> dict[str, Any]:
-        """As in the stream, the file and the summary."""
+        """The counters as JSON: the stream, the run file and the summary show them like this."""
         return {
             "received": self.received,
             "analysed": self.analysed,

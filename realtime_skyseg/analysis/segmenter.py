@@ -65,7 +65,7 @@ class Segmenter:
 
     @classmethod
     def of(cls, analysis: AnalysisSettings, measure: MeasureSettings) -> Self:
-        """As a run's settings say. Raises as `load`."""
+        """A segmenter with the settings of a run. Raises what `load` raises."""
         return cls.load(
             analysis.model,
             analysis.engine,

@@ -7,7 +7,7 @@ from itertools import product
 from realtime_skyseg.config import EngineChoice
 from realtime_skyseg.errors import SettingsError
 
-#: Made frames: their size where none is asked for, and the smallest square that an object needs.
+#: Size of made frames if none is asked for, and the side of the square that each object in them needs.
 MADE_SHAPE = (512, 672)
 LEAST_CELL_PX = 14
 

@@ -190,7 +190,7 @@ class PrepareSettings(Section):
     median_frames: Annotated[int, Field(ge=3, le=101)] = 15
     """Frames of the rolling median."""
     median_every: Annotated[int, Field(ge=1, le=10_000)] = 32
-    """Every so manieth analysed frame is one of them; the background is renewed as often."""
+    """The median takes one analysed frame in so many, and the background is renewed as often."""
     drift: bool = False
     """True: how far each frame has moved is measured, and the background is shifted onto it."""
     drift_quality: Annotated[float, Field(ge=0)] = 8.0

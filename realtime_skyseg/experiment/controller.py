@@ -380,8 +380,8 @@ class Experiment:
 def see(result: Result, taken_s: float) -> Seen:
     """What rules see of a result.
 
-    No score of the model's domain exists yet: where one comes, as an attribute `domain` of the segmentation, it has to
-    be a column of the run file too, or deciding again would not have it.
+    A segmentation has no score of the model's domain yet. Once it has one, the run file needs a column for it:
+    otherwise the rules could not be decided again from the file.
     """
     domain = getattr(result.segmentation, "domain", None)
     return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, domain, result.values)

@@ -519,7 +519,7 @@ class Machine:
             case "alternating":
                 return self._alternated(step)
             case "demagnetising":
-                # It rests at zero at its begin already, perhaps: not before the swings can be over.
+                # The field may be at zero already when this begins, so "at zero" counts only after the swings.
                 if self._elapsed_s >= 0.9 * self._least_s and self._there():
                     self._settle(step)
                     return True

@@ -17,8 +17,8 @@ class Channel(Generic[Item]):
     """A bounded hand-over between threads, from any to one. With `newest_wins` an item that finds it full replaces all
     that wait.
 
-    Who takes sleeps on a bare lock, which wakes it in half the time of a `threading.Condition`, frame by frame; who
-    puts waits for room, which is rare, on a condition.
+    `take` waits on a lock, which wakes it in half the time that a `threading.Condition` needs: every frame passes here.
+    `put` waits for room on a condition, which happens rarely.
     """
 
     def __init__(self, capacity: int, newest_wins: bool = False) -> None:

@@ -48,7 +48,7 @@ class MeanOfFrames:
 
 
 class RollingMedian:
-    """Median of every so manieth frame, worked out in strips, so that no frame has to wait for all of it."""
+    """Median of one frame in `every`. It is worked out strip by strip, so that no frame waits for the whole of it."""
 
     _FEWEST = 3
 

@@ -63,7 +63,7 @@ class HoldCount(_Rule):
     rule: Literal["hold_count"]
     target: Annotated[int, Field(ge=1, le=100_000)]
     tolerance: NotNegative | None = None
-    """Skyrmions more or less that are well; absent: 10 % of the target, at least 3."""
+    """How far the count may be from the target; absent: 10 % of the target, at least 3."""
     annihilation_mT: float
     """Field at which the last skyrmion vanishes; its sign says which way destroys."""
     back_off_mT: Positive

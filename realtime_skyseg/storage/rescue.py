@@ -2,9 +2,9 @@
 
 The damaged file is opened for reading only, through a view that ends where its superblock says, with zeros for what is
 missing, so that HDF5 opens what it would refuse. Every frame, mask and row is then taken over only if its checks hold:
-HDF5's own checksum of each chunk, and the CRC-32 columns that `layout` describes. A page that is missing, zero, or
-older than it should be so costs the frames it belongs to, and never makes one up. Images whose place HDF5 has lost are
-looked for in the whole file, and known by their CRC-32.
+HDF5's own checksum of each chunk, and the CRC-32 columns that `layout` describes. If a page is missing, zero or too
+old, the frames on it are lost, but no frame is made up. If HDF5 has lost the place of an image, the whole file is
+searched for it: its CRC-32 tells which one it is.
 """
 
 import faulthandler

@@ -54,7 +54,7 @@ _STACKS: tuple[tuple[Kind, str], ...] = (("raw", layout.RAW), ("mask", layout.MA
 _NO_CHUNK: "Future[Chunk]" = Future()
 _NO_CHUNK.set_result(Chunk(b"", -1))
 
-#: Those that the end of the program must close.
+#: Writers that must be closed when the program ends.
 _open_writers: "weakref.WeakSet[RunWriter]" = weakref.WeakSet()
 
 
