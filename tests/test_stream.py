@@ -28,6 +28,7 @@ from realtime_skyseg.streaming import (
     HeaderMessage,
     HeartbeatMessage,
     ImageMessage,
+    PreviewMessage,
     Publisher,
     SeriesEndMessage,
     Subscriber,
@@ -35,6 +36,7 @@ from realtime_skyseg.streaming import (
 )
 from realtime_skyseg.streaming.access import MOST_CONNECTIONS, make_keys
 from realtime_skyseg.streaming.messages import encode, encode_result, object_columns
+from realtime_skyseg.streaming.preview import eight_bits
 
 HEADER = {
     "filename": "/runs/run.h5",
@@ -51,6 +53,11 @@ def result(index: int, seed: int = 0, shape: tuple[int, int] = (40, 60)) -> Resu
     mask = np.random.default_rng(seed + index).integers(0, 5, shape, np.uint8)
     frame = Frame(mask, number=index, index=index, received_ns=time.time_ns(), field_mT=0.5)
     return Result(frame, measure(mask, min_area_px=1), segmented_ns=time.time_ns())
+
+
+def frame(index: int, shape: tuple[int, int] = (40, 60)) -> Frame:
+    image = np.random.default_rng(index).integers(0, 4096, shape, np.uint16)
+    return Frame(image, number=index, index=index, received_ns=time.time_ns())
 
 
 # --- messages ---
@@ -349,6 +356,78 @@ def test_counts_alone_need_no_masks() -> None:
         publisher.end("ok", "", {})
         assert [type(message) for message in subscriber.every(5)] == [CountsMessage, SeriesEndMessage]
     publisher.close()
+
+
+def test_previews_are_made_for_who_asks_and_no_longer() -> None:
+    publisher = Publisher(settings(), "run-1")
+    with Subscriber(publisher.address) as everything:
+        assert publisher.wait_for_clients(1, 5)
+        publisher.preview(frame(0))
+        with Subscriber(publisher.address, masks=False, preview=(10, 32)) as viewer:
+            assert publisher.wait_for_clients(2, 5)
+            begun = time.monotonic()
+            index = 0
+            while time.monotonic() - begun < 0.95:
+                index += 1
+                publisher.preview(frame(index))
+                time.sleep(0.01)
+            got = [
+                message for message in iter(lambda: viewer.receive(0.2), None) if isinstance(message, PreviewMessage)
+            ]
+        assert 8 <= len(got) <= 11, "ten per second, of about a hundred frames"
+        for message in got:
+            assert (message.shape, message.image.shape) == ((21, 32), (21, 32))
+            np.testing.assert_array_equal(message.image, eight_bits(frame(message.frame).image, 32)[0])
+        until = time.monotonic() + 5
+        while publisher.subscriptions and time.monotonic() < until:  # until the viewer has left
+            before = publisher._number
+            publisher.serve()
+            publisher.preview(frame(1))
+            if publisher._number == before:
+                break
+            time.sleep(0.01)
+        publisher.event(Event(1, "note", "the last", -1))
+        seen = list(iter(lambda: everything.receive(0.2), None))
+        assert everything.lost == 0, "previews are numbered like all messages"
+        assert isinstance(seen[-1], EventMessage)
+    publisher.close()
+
+
+def test_few_kinds_of_previews_are_made_at_once() -> None:
+    publisher = Publisher(settings(), "run-1")
+    with contextlib.ExitStack() as stack:
+        viewers = [
+            stack.enter_context(Subscriber(publisher.address, masks=False, preview=(60, side)))
+            for side in range(20, 26)
+        ]
+        assert publisher.wait_for_clients(6, 5)
+        publisher.preview(frame(0))
+        got = [viewer.receive(0.3) for viewer in viewers]
+        assert sum(isinstance(message, PreviewMessage) for message in got) == 4
+    publisher.close()
+
+
+@pytest.mark.parametrize("asked", [(0, 512), (61, 512), (10, 15), (10, 5000), (-1, 512)])
+def test_previews_that_nobody_can_have(asked: tuple[int, int]) -> None:
+    with pytest.raises(StreamError, match=r"preview is .*; allowed: \(1 to 60 Hz, 16 to 4096 px\)"):
+        Subscriber("tcp://127.0.0.1:5555", preview=asked)
+
+
+@pytest.mark.parametrize(
+    ("image", "low", "high", "corner"),
+    [
+        (np.arange(64, dtype=np.uint8).reshape(8, 8), 0.315, 62.685, 0),
+        (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, 315, 62685, 0),
+        (np.full((8, 8), 7, np.uint16), 7, 7, 0),
+        (np.full((8, 8), np.nan, np.float32), 0, 0, 0),
+        (np.where(np.eye(8) > 0, np.inf, 5.0), 5, 5, 0),
+    ],
+)
+def test_any_image_in_eight_bits(image: np.ndarray, low: float, high: float, corner: int) -> None:
+    small, *levels = eight_bits(image, 512)
+    assert (small.dtype, small.shape) == (np.uint8, (8, 8))
+    np.testing.assert_allclose(levels, [low, high], rtol=0.01)
+    assert small[0, 0] == corner
 
 
 def test_a_slow_subscriber_loses_and_a_fast_one_does_not() -> None:

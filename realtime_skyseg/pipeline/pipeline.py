@@ -419,6 +419,8 @@ class Pipeline:
             self._to_file(result)
             if result.segmentation.count is not None:
                 self._tell_listeners(result)
+            if self._publisher:
+                self._publisher.preview(frame)
             self._notice_frozen(result.source_crc32, frame.index)
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()

@@ -10,6 +10,7 @@ from realtime_skyseg.streaming.messages import (
     HeartbeatMessage,
     ImageMessage,
     Message,
+    PreviewMessage,
     SeriesEndMessage,
     decode,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "HeartbeatMessage",
     "ImageMessage",
     "Message",
+    "PreviewMessage",
     "Publisher",
     "SeriesEndMessage",
     "Subscriber",

@@ -1,18 +1,20 @@
 """The messages of schema `skyseg-1`.
 
 Follows the MAX IV "STINS / stream1" convention: part one is JSON that begins with `{"htype":"..."`, so that a
-subscription to that prefix selects a kind; `image` has the mask as part two, all other kinds are one part. Keys
-beyond the convention are ours. Every message of a run carries the next `msg_number`, so a gap is a loss.
+subscription to that prefix selects a kind; `image` has the mask as part two, `preview` its pixels; all other kinds are
+one part. Keys beyond the convention are ours. Every message of a run carries the next `msg_number`, so a gap is a loss.
 """
 
 import base64
 import binascii
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
@@ -23,6 +25,9 @@ SCHEMA = "skyseg-1"
 
 #: No mask is larger than this in a message that is accepted.
 MAX_SIDE_PX = 16_384
+
+#: Previews at most: per second, and px of their longer side.
+MAX_PREVIEW_HZ, MAX_PREVIEW_PX = 60, 4096
 
 _Count = Annotated[int, Field(ge=0)]
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
@@ -89,6 +94,27 @@ class ImageMessage(_Base):
         return np.frombuffer(base64.b64decode(self.objects_base64, validate=True), np.dtype(self.object_dtype))
 
 
+class PreviewMessage(_Base):
+    """A raw frame for viewers, smaller and in 8 bits. Sent only while somebody subscribes to `preview_topic`."""
+
+    htype: Literal["preview"] = "preview"
+    rate_hz: Annotated[int, Field(ge=1, le=MAX_PREVIEW_HZ)]  # as asked for: the most
+    side_px: Annotated[int, Field(ge=16, le=MAX_PREVIEW_PX)]  # as asked for: of the longer side, the most
+    frame: _Count
+    shape: tuple[_Side, _Side]  # of the preview: height, width
+    type: Literal["uint8"] = "uint8"
+    compression: Literal["none"] = "none"
+    low: float  # grey level of the raw frame that 0 stands for
+    high: float  # and 255
+    received_ns: int
+    _image: NDArray[np.uint8] = PrivateAttr()
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """(height, width) uint8, read-only."""
+        return self._image
+
+
 class SeriesEndMessage(_Base):
     """The run is over; its counters balance unless `status` says otherwise."""
 
@@ -141,7 +167,14 @@ class LateMessage(_Base):
 
 
 Message = (
-    HeaderMessage | ImageMessage | SeriesEndMessage | CountsMessage | HeartbeatMessage | EventMessage | LateMessage
+    HeaderMessage
+    | ImageMessage
+    | PreviewMessage
+    | SeriesEndMessage
+    | CountsMessage
+    | HeartbeatMessage
+    | EventMessage
+    | LateMessage
 )
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="htype")])
@@ -195,6 +228,21 @@ def encode_result(result: Result, run: str, msg_number: int) -> tuple[bytes, byt
     return to_json(image, inf_nan_mode="null"), to_json(counts, inf_nan_mode="null")
 
 
+def preview_topic(rate_hz: int, side_px: int) -> bytes:
+    """What to subscribe to for previews of at most this many per second and this longer side. Their JSON begins so."""
+    return f'{{"htype":"preview","rate_hz":{rate_hz},"side_px":{side_px},'.encode()
+
+
+def asked_preview(topic: bytes) -> tuple[int, int] | None:
+    """The rate in Hz and the longer side in px that a subscription asks previews for; None: it asks for none."""
+    asked = re.fullmatch(rb'\{"htype":"preview","rate_hz":(\d{1,3}),"side_px":(\d{2,4}),', topic)
+    if asked is None:
+        return None
+    rate_hz, side_px = int(asked[1]), int(asked[2])
+    within = 1 <= rate_hz <= MAX_PREVIEW_HZ and 16 <= side_px <= MAX_PREVIEW_PX
+    return (rate_hz, side_px) if within else None
+
+
 def decode(parts: Sequence[bytes]) -> Message:
     """Parse the parts of a message.
 
@@ -209,14 +257,18 @@ def decode(parts: Sequence[bytes]) -> Message:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"]) or "message"
         raise StreamError(f"malformed message: {place}: {fault['msg']}") from None
-    expected = 2 if isinstance(message, ImageMessage) else 1
+    expected = 2 if isinstance(message, ImageMessage | PreviewMessage) else 1
     if len(parts) != expected:
         raise StreamError(f"malformed message: '{message.htype}' has {len(parts)} parts; allowed: {expected}")
-    if isinstance(message, ImageMessage):
+    if isinstance(message, ImageMessage | PreviewMessage):
         height, width = message.shape
         if len(parts[1]) != height * width:
-            raise StreamError(f"malformed message: mask of {len(parts[1])} bytes; allowed: {height} x {width}")
-        message._mask = np.frombuffer(parts[1], np.uint8).reshape(height, width)
+            raise StreamError(f"malformed message: image of {len(parts[1])} bytes; allowed: {height} x {width}")
+        pixels = np.frombuffer(parts[1], np.uint8).reshape(height, width)
+        if isinstance(message, PreviewMessage):
+            message._image = pixels
+            return message
+        message._mask = pixels
         try:
             message.objects  # noqa: B018  refuse a broken table now, not when it is used
         except (binascii.Error, ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import zmq
 
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.records import Event, LateResult, Result
+from realtime_skyseg.records import Event, Frame, LateResult, Result
 from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.streaming.access import Door
 from realtime_skyseg.streaming.messages import (
@@ -20,9 +20,11 @@ from realtime_skyseg.streaming.messages import (
     LateMessage,
     Message,
     SeriesEndMessage,
+    asked_preview,
     encode,
     encode_result,
 )
+from realtime_skyseg.streaming.preview import encode_preview
 
 #: What was published last may stay in flight for this long after the end.
 _LINGER_MS = 500
@@ -38,6 +40,12 @@ _SETTLED_MS = 50
 
 #: So many changes of subscriptions, less a few per look, are no viewer's doing.
 _FLOOD, _CALM_CHANGES = 2000, 20
+
+#: Kinds of previews that are made at once; whoever asks for one more gets none.
+_MOST_PREVIEWS = 4
+
+#: A preview is made again only after so many times what it took, so that viewers cost the frames' path little.
+_PREVIEW_COSTS = 40
 
 #: The end of the run is said again after this time, for clients that were busy or join late.
 _AGAIN_S = 0.15
@@ -69,6 +77,7 @@ class Publisher:
         self.lost_messages = 0
         self.notices: deque[tuple[str, str]] = deque(maxlen=100)  # kind and sentence of what happened; for the owner
         self._queue_messages = settings.queue_messages
+        self._previews: dict[tuple[int, int], int] = {}  # (Hz, px) that somebody asks for: when the next is due, in ns
         self._changes = 0  # subscriptions and their ends since the socket was made
         self._next_look_ns = 0
         self._context = zmq.Context()
@@ -127,6 +136,21 @@ class Publisher:
         self._number += 2
         self._send([image, result.segmentation.mask.data])
         self._send([counts])
+
+    def preview(self, frame: Frame) -> None:
+        """Send the raw frame in 8 bits to the viewers that ask for it, as often as they ask for."""
+        if not self._previews:
+            return
+        for (rate_hz, side_px), due in self._previews.items():
+            now = time.monotonic_ns()
+            if now < due:
+                continue
+            head, image = encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
+            self._send([head, image.data])
+            # In the rhythm that was asked for, though frames come in another one; and less often if it costs too much.
+            period = 1_000_000_000 // rate_hz
+            took = time.monotonic_ns() - now
+            self._previews[rate_hz, side_px] = max(due + period, now + _PREVIEW_COSTS * took, now + period // 2)
 
     def event(self, event: Event) -> None:
         """Send an event."""
@@ -192,13 +216,25 @@ class Publisher:
             if change[:1] == b"\x01":
                 self.subscriptions += 1
                 joined = True
+            self._note_preview(change)
         if self._changes > _FLOOD:
             self._changes = 0
             message = f"{self.address} was flooded with subscriptions: all were sent away, it is opened anew"
             self.notices.append(("stream_flooded", message))
+            self._previews.clear()
             self._door.shut()
         elif joined and self._header is not None:
             self._send_header()
+
+    def _note_preview(self, change: bytes) -> None:
+        """A subscription, or that the last one of its kind has ended, may ask for previews."""
+        asked = asked_preview(change[1:])
+        if asked is None:
+            return
+        if change[:1] == b"\x00":
+            self._previews.pop(asked, None)
+        elif len(self._previews) < _MOST_PREVIEWS:
+            self._previews.setdefault(asked, 0)
 
     def close(self) -> None:
         """Repeat the end of the run, send what is in flight, at most 0.5 s, and release the socket. Safe to repeat."""

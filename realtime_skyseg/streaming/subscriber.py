@@ -11,7 +11,16 @@ import zmq
 from realtime_skyseg.config import DEFAULT_ADDRESS
 from realtime_skyseg.errors import SettingsError, StreamError
 from realtime_skyseg.streaming.access import connect
-from realtime_skyseg.streaming.messages import ImageMessage, Message, SeriesEndMessage, decode
+from realtime_skyseg.streaming.messages import (
+    MAX_PREVIEW_HZ,
+    MAX_PREVIEW_PX,
+    ImageMessage,
+    Message,
+    SeriesEndMessage,
+    asked_preview,
+    decode,
+    preview_topic,
+)
 
 _WITHOUT_MASKS = (b'{"htype":"header"', b'{"htype":"series_end"', b'{"htype":"skyseg_')
 
@@ -29,9 +38,11 @@ class Subscriber:
         masks: False leaves the image messages out, for a client that wants counts only; losses are then not seen.
         queue_messages: messages kept while this client is busy.
         keys: folder of this client's keys, where the service asks for them.
+        preview: (Hz, px) asks for `PreviewMessage`s of the raw frames, at most so many per second and of this longer
+            side; None: for none. Others may ask for some, which come here too unless `masks` is False.
 
     Raises:
-        StreamError: the address cannot be used.
+        StreamError: the address cannot be used, or there are no such previews.
         SettingsError: there are no keys.
 
     Attributes:
@@ -46,7 +57,15 @@ class Subscriber:
         masks: bool = True,
         queue_messages: int = 256,
         keys: str | Path | None = None,
+        preview: tuple[int, int] | None = None,
     ) -> None:
+        topics = [b""] if masks else [*_WITHOUT_MASKS]
+        if preview is not None:
+            topics.append(topic := preview_topic(*preview))
+            if asked_preview(topic) is None:
+                raise StreamError(
+                    f"preview is {preview}; allowed: (1 to {MAX_PREVIEW_HZ} Hz, 16 to {MAX_PREVIEW_PX} px)"
+                )
         self.address = address
         self.lost = 0
         self.malformed = 0
@@ -58,7 +77,7 @@ class Subscriber:
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, queue_messages)
         self._socket.setsockopt(zmq.LINGER, 0)
-        for prefix in (b"",) if masks else _WITHOUT_MASKS:
+        for prefix in topics:
             self._socket.subscribe(prefix)
         try:
             connect(self._socket, address, keys)
