@@ -1,5 +1,6 @@
 """Previews of raw frames for viewers: smaller, and in 8 bits."""
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
@@ -33,8 +34,6 @@ def eight_bits(image: Image, side_px: int) -> tuple[NDArray[np.uint8], float, fl
     They are the 0.5th and 99.5th percentile, so that a low contrast can be seen and a bright pixel hides nothing.
     Pixels that are not finite become 0.
     """
-    import cv2  # which a client does not need
-
     height, width = image.shape
     share = min(1.0, side_px / max(height, width))
     size = (max(1, round(width * share)), max(1, round(height * share)))

@@ -24,7 +24,6 @@ from realtime_skyseg.streaming.messages import (
     encode,
     encode_result,
 )
-from realtime_skyseg.streaming.preview import encode_preview
 
 #: What was published last may stay in flight for this long after the end.
 _LINGER_MS = 500
@@ -45,7 +44,7 @@ _FLOOD, _CALM_CHANGES = 2000, 20
 _MOST_PREVIEWS = 4
 
 #: A preview is made again only after so many times what it took, so that viewers cost the frames' path little.
-_PREVIEW_COSTS = 40
+_PREVIEW_COSTS = 10
 
 #: The end of the run is said again after this time, for clients that were busy or join late.
 _AGAIN_S = 0.15
@@ -145,7 +144,7 @@ class Publisher:
             now = time.monotonic_ns()
             if now < due:
                 continue
-            head, image = encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
+            head, image = self._encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
             self._send([head, image.data])
             # In the rhythm that was asked for, though frames come in another one; and less often if it costs too much.
             period = 1_000_000_000 // rate_hz
@@ -234,6 +233,9 @@ class Publisher:
         if change[:1] == b"\x00":
             self._previews.pop(asked, None)
         elif len(self._previews) < _MOST_PREVIEWS:
+            from realtime_skyseg.streaming.preview import encode_preview  # needs OpenCV, which clients do without
+
+            self._encode_preview = encode_preview
             self._previews.setdefault(asked, 0)
 
     def close(self) -> None:
