@@ -21,6 +21,7 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.config import validate
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import OBJECT_DTYPE
+from realtime_skyseg.segmentation.model import load_model
 from realtime_skyseg.storage import recover
 from realtime_skyseg.streaming.messages import CountsMessage, HeaderMessage, ImageMessage, LateMessage
 
@@ -74,6 +75,15 @@ class Sure(Analyser):
     def __call__(self, view):
         inside = view.probability[view.mask == 1]
         return {"sureness": inside.mean() if len(inside) else np.nan}
+
+class Latent(Analyser):
+    quantities = (Quantity("latent", "f4", np.nan, "", "channels per cell, and px of a cell", of="frame"),)
+    needs = frozenset({"features", "probability"})
+    pace = "when_idle"
+    def __call__(self, view):
+        channels, rows, columns = view.features.shape
+        assert view.features.std() > 0 and 0 <= view.probability.min() <= view.probability.max() <= 1
+        return {"latent": channels + view.image.shape[1] / columns / 1000}
 """
 
 
@@ -228,6 +238,19 @@ def test_the_probability_of_the_network(lab: Path) -> None:
     summary = sky.Service(settings(lab, {"limit": 2}, analysers={"sure": None})).run()
     with sky.open_run(summary.run_file) as run:
         assert (run.table["sureness"] > 0.7).all()
+
+
+def test_the_features_of_the_network_beside_the_path(lab: Path) -> None:
+    """Of the prepared image, though the path goes on with the next one."""
+    prepare = {"background": "rolling_median", "median_frames": 3, "median_every": 1}
+    made = settings(lab, {"limit": 20, "rate_hz": 10}, prepare=prepare, analysers={"latent": None})
+    summary = sky.Service(made).run()
+    shape = load_model("compact").shape
+    with sky.open_run(summary.run_file) as run:
+        rows, _ = run.analyser("latent")
+    assert len(rows) >= 2
+    cell = shape.unshuffle * 2**shape.depth
+    np.testing.assert_allclose(rows["latent"], shape.channels(shape.depth) + cell / 1000, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from realtime_skyseg.errors import ModelError, SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model, open_engine, scale
 from realtime_skyseg.segmentation.keras_file import import_keras
-from realtime_skyseg.segmentation.reference import probabilities
+from realtime_skyseg.segmentation.reference import outputs
 
 SMALL = ("skyrmion", "defect", "background")
 YEAR_2023 = ("skyrmion", "background", "defect")
@@ -147,7 +147,7 @@ def test_an_imported_model_computes_what_keras_does(
     image = np.random.default_rng(1).random((24, 16)).astype(np.float32)
     logits = keras(image)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    found = probabilities(load_model(str(path)))(image)
+    found = outputs(load_model(str(path)))("probability", image)
     for index, name in enumerate(classes):
         np.testing.assert_allclose(found[Class[name.upper()]], expected[..., index], atol=1e-4)
 

@@ -20,7 +20,7 @@ from realtime_skyseg.records import Image, Mask, Objects
 from realtime_skyseg.section import Section
 
 #: What an analyser may ask for beyond the image, the mask and the objects, which are always there.
-NEEDS = ("probability",)
+NETWORK_OUTPUTS = ("probability", "features")
 
 
 class AnalyserSettings(Section):
@@ -39,14 +39,24 @@ class View:
     objects: Objects  # one row per object, `OBJECT_DTYPE` and the columns of analysers before
     values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
     pixel_size_um: float | None = None
-    probability_of: Callable[[Image], NDArray[np.float32]] | None = None
+    output_of: Callable[[str, Image], NDArray[np.float32]] | None = None
 
     @property
     def probability(self) -> NDArray[np.float32]:
         """(height, width) float32: how likely the network takes each pixel for skyrmion. Only if `needs` names it."""
-        if self.probability_of is None:
-            raise AttributeError("probability: this analyser's `needs` does not name it")
-        return self.probability_of(self.image)
+        return self._output("probability")
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """(channels, rows, columns) float32: what the network holds at its lowest level, one cell for so many pixels as
+        `2**depth * unshuffle` of the model gives, from the image's left upper corner on. Only if `needs` names it.
+        """
+        return self._output("features")
+
+    def _output(self, name: str) -> NDArray[np.float32]:
+        if self.output_of is None:
+            raise AttributeError(f"{name}: this analyser's `needs` does not name it")
+        return self.output_of(name, self.image)
 
 
 class Analyser:
@@ -63,7 +73,7 @@ class Analyser:
     #: two-dimensional array, one value per `cell_px` x `cell_px` pixels of the frame, for the frames it likes.
     quantities: ClassVar[tuple[Quantity, ...]] = ()
 
-    #: Of `NEEDS`.
+    #: Of `NETWORK_OUTPUTS`.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     #: `every_frame`: in the frame's own path, which waits for it: a millisecond or two. `when_idle`: in a thread of its

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg import devices
-from realtime_skyseg.analysers.api import NEEDS, Analyser, AnalyserSettings, View
+from realtime_skyseg.analysers.api import NETWORK_OUTPUTS, Analyser, AnalyserSettings, View
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import OBJECT_DTYPE, Objects, printable
@@ -171,6 +171,6 @@ def load_settings(name: str, tree: Mapping[str, Any]) -> tuple[type[Analyser], A
             raise SettingsError(f"'{name}' declares '{quantity.name}' as {quantity.dtype!r}; allowed: a kind of number")
         if quantity.of == "object" and kind.pace == "when_idle":
             raise SettingsError(f"'{name}' declares '{quantity.name}' of objects; allowed: pace every_frame")
-    if unknown := set(kind.needs) - set(NEEDS) - {"image", "mask", "objects"}:
-        raise SettingsError(f"'{name}' needs {sorted(unknown)}; allowed: {', '.join(NEEDS)}")
+    if unknown := set(kind.needs) - set(NETWORK_OUTPUTS) - {"image", "mask", "objects"}:
+        raise SettingsError(f"'{name}' needs {sorted(unknown)}; allowed: {', '.join(NETWORK_OUTPUTS)}")
     return kind, kind.Settings.model_validate(dict(tree))

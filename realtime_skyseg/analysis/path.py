@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from realtime_skyseg.analysers import RunningAnalyser, View
+from realtime_skyseg.analysers.api import NETWORK_OUTPUTS
 from realtime_skyseg.analysers.running import Found, with_columns
 from realtime_skyseg.analysis.segmenter import Segmenter
 from realtime_skyseg.preparation import Preparation
@@ -44,8 +45,8 @@ class FramePath:
         self.backgrounds: Sequence[Background] = ()
         self.events: list[tuple[str, str]] = []
         self.view: View | None = None
-        wanted = any("probability" in analyser.analyser.needs for analyser in analysers)
-        self._probability = segmenter.skyrmion_probability() if wanted else None
+        wanted = any(set(NETWORK_OUTPUTS) & analyser.analyser.needs for analyser in analysers)
+        self._outputs = segmenter.network_outputs() if wanted else None
         for analyser in analysers:
             analyser.analyser.reset()
 
@@ -92,7 +93,7 @@ class FramePath:
         self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
         self.view = View(
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
-            result.values, self._pixel_size_um, self._probability,
+            result.values, self._pixel_size_um, self._outputs,
         )  # fmt: skip
         columns = {}
         for analyser in self._analysers:

@@ -133,20 +133,25 @@ class Segmenter:
         scaled = self.engine.input[: self._shape[0], : self._shape[1]] if self.model.scaling == "percentiles" else None
         return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, self._polarity)
 
-    def skyrmion_probability(self) -> Callable[[Image], NDArray[np.float32]]:
-        """Image -> (height, width) float32: how likely the network takes each pixel for skyrmion.
+    def network_outputs(self) -> Callable[[str, Image], NDArray[np.float32]]:
+        """Name of an output of the network, and image -> that output, float32, as `View` describes them.
 
-        By torch in float32, whatever the engine: engines give only the class.
+        By torch on the CPU, whatever the engine: engines give only the class, which costs least.
         """
-        from realtime_skyseg.segmentation.reference import probabilities
+        from realtime_skyseg.segmentation.reference import outputs
 
-        probability = probabilities(self.model)
+        output_of = outputs(self.model)
+        shape = self.model.shape
 
-        def probability_of(image: Image) -> NDArray[np.float32]:
+        def of_image(name: str, image: Image) -> NDArray[np.float32]:
             image = as_image(image)
             height, width = image.shape
-            scaled = np.empty(self.model.shape.padded(image.shape), np.float32)
+            scaled = np.empty(shape.padded(image.shape), np.float32)
             scale_mirrored(image, scaled, self.model.scaling)
-            return probability(scaled)[Class.SKYRMION, :height, :width]
+            found = output_of(name, scaled)
+            if name == "probability":
+                return found[Class.SKYRMION, :height, :width]
+            cell = shape.unshuffle * 2**shape.depth
+            return found[:, : -(-height // cell), : -(-width // cell)]
 
-        return probability_of
+        return of_image

@@ -75,13 +75,22 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
+        return self.decode(*self.encode(image))
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features at the lowest level, (batch, channels, height / cell, width / cell) with cells of
+        `unshuffle * 2**depth` px, and those on the way there.
+        """
         x = functional.pixel_unshuffle(image, self.shape.unshuffle) if self.shape.unshuffle > 1 else image
         skips: list[Tensor] = []
         for block in self.down:
             x = block(x)
             skips.append(x)
             x = functional.max_pool2d(x, 2)
-        x = self.lowest(x)
+        return self.lowest(x), skips
+
+    def decode(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """The logits from what `encode` gives."""
         for reduce, block in zip(self.reduce, self.up, strict=True):
             if self.shape.up_multiplier:
                 x = torch.cat([reduce(x), skips.pop()], 1)

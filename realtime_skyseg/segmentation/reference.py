@@ -24,14 +24,22 @@ def reference(model: Model) -> Callable[[NDArray[np.float32]], Mask]:
     return mask_of
 
 
-def probabilities(model: Model) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Scaled image (height, width) -> probability of each class (classes, height, width), in float32 on the CPU."""
+def outputs(model: Model) -> Callable[[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Name of an output, and scaled image (height, width) -> that output of the network, in float32 on the CPU.
+
+    `probability`: of each class, (classes, height, width). `features`: of its lowest level, (channels, height / cell,
+    width / cell) with cells of `unshuffle * 2**depth` px.
+    """
     network = model.load_network()
 
-    def probability_of(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def output_of(name: str, image: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            small = network(torch.from_numpy(image)[None, None])
-            found: NDArray[np.float32] = functional.pixel_shuffle(small, model.shape.unshuffle)[0].softmax(0).numpy()
-        return found
+            lowest, skips = network.encode(torch.from_numpy(image)[None, None])
+            if name == "features":
+                features: NDArray[np.float32] = lowest[0].numpy()
+                return features
+            logits = functional.pixel_shuffle(network.decode(lowest, skips), model.shape.unshuffle)
+            probability: NDArray[np.float32] = logits[0].softmax(0).numpy()
+        return probability
 
-    return probability_of
+    return output_of

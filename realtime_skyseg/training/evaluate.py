@@ -139,12 +139,12 @@ def evaluate(segmenter: Segmenter, pairs: list[LabelledImage]) -> tuple[Scores, 
     Returns:
         The scores, and the masks that were found, in the order of `pairs`.
     """
-    probability = segmenter.skyrmion_probability()
+    outputs = segmenter.network_outputs()
     scores, masks = [], []
     for pair in track(pairs, "evaluating", transient=True):
         mask = segmenter(pair.image).mask
         masks.append(mask)
-        scores.append(score_image(pair.name, mask, pair.mask, pair.source, probability(pair.image)))
+        scores.append(score_image(pair.name, mask, pair.mask, pair.source, outputs("probability", pair.image)))
     return Scores(scores), masks
 
 
