@@ -1,11 +1,17 @@
 """Live segmentation of magnetic skyrmions in Kerr microscopy.
 
 >>> import realtime_skyseg as sky
->>> segmentation = sky.Segmenter.load("compact")(image)      # doctest: +SKIP
->>> run = sky.open_run("runs/my-run.h5")                     # doctest: +SKIP
->>> stream = sky.Subscriber("tcp://127.0.0.1:5555")          # doctest: +SKIP
->>> service = sky.Control("tcp://127.0.0.1:5556")            # doctest: +SKIP
->>> sky.Service(sky.load_config("run.yaml")).run()           # doctest: +SKIP
+>>> with sky.Service(sky.load_config("run.yaml")).start() as running:
+...     with sky.Subscriber(running.address) as stream, sky.Control(running.control_address) as control:
+...         newest = stream.latest(timeout_s=30)
+...         answer = control.ask("stop")
+...     summary = running.wait()
+>>> newest.mask.shape
+(512, 672)
+>>> with sky.open_run(summary.run_file) as run:
+...     image = run.raw[0]
+>>> sky.Segmenter.load("compact")(image).count > 0
+True
 """
 
 from importlib import import_module

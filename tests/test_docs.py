@@ -1,5 +1,6 @@
 """The examples in docs/ run as they stand."""
 
+import doctest
 import re
 import runpy
 import subprocess
@@ -15,7 +16,11 @@ from test_service import free_address, noisy_discs
 from test_training import write_labelled
 
 import realtime_skyseg as sky
+from realtime_skyseg.analysis import segmenter
 from realtime_skyseg.cli import main
+from realtime_skyseg.preparation import preparation
+from realtime_skyseg.service import service
+from realtime_skyseg.streaming import control, subscriber
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -121,3 +126,27 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_no_thread_outlives_the_examples() -> None:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("skyseg-")]
+
+
+def test_the_examples_in_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a service that runs, a run file that was prepared, and an image."""
+    monkeypatch.chdir(tmp_path)
+    for name, camera in {"run": "loop: true, rate_hz: 20", "short": "limit: 8"}.items():
+        Path(f"{name}.yaml").write_text(
+            f"camera: {{driver: replay, path: bundled, {camera}}}\nstream: {{address: 'tcp://127.0.0.1:0'}}\n"
+            "control: {address: 'tcp://127.0.0.1:0'}\n"
+        )
+    prepare = {"background": "rolling_median", "median_frames": 3, "median_every": 2}
+    made = settings(tmp_path, {"limit": 8}, stream={"enabled": False}, prepare=prepare)
+    path = sky.Service(made).run().run_file
+    with sky.open_run(path) as run:
+        image = run.raw[0]
+    modules = [sky, control, preparation, segmenter, service, subscriber]
+    with sky.Service(sky.load_config("run.yaml")).start() as running:
+        names = {"running": running, "path": path, "image": image, "settings": made.prepare}
+        names["segmenter"] = sky.Segmenter.load("compact")
+        for module in modules:
+            assert doctest.testmod(module, extraglobs=names).failed == 0, module.__name__
+        running.stop()
+    files = {file for file in Path(sky.__file__).parent.rglob("*.py") if ">>> " in file.read_text(encoding="utf-8")}
+    assert files == {Path(str(module.__file__)) for module in modules}, "every one was tried"

@@ -45,11 +45,15 @@ class Preparation:
     but not analysed leave no trace. So what came out live can be had again, bit for bit, and frames that were not
     analysed can be filled in with an unambiguous meaning, "as if this one had been analysed too, and no other":
 
-    >>> preparation = Preparation(settings, shape, run.backgrounds())              # doctest: +SKIP
-    >>> for index, row in enumerate(run.table):                                    # doctest: +SKIP
-    ...     live = row["skipped"] == Skipped.NOT_SKIPPED
-    ...     prepared = preparation(run.raw[index], index, keep=live)
-    ...     found = preparation.place(segmenter(prepared.image))
+    >>> from realtime_skyseg import open_run
+    >>> from realtime_skyseg.records import Skipped
+    >>> with open_run(path) as run:
+    ...     preparation = Preparation(settings, run.raw[0].shape, run.backgrounds())
+    ...     for index, row in enumerate(run.table):
+    ...         live = row["skipped"] == Skipped.NOT_SKIPPED
+    ...         prepared = preparation(run.raw[index], index, keep=live)
+    ...         found = preparation.place(segmenter(prepared.image))
+    ...         assert (found.mask == run.mask[index]).all()
 
     A live run's frame whose segmentation failed had passed through already; after such a fault this equality is lost
     for `average_frames` frames.

@@ -49,8 +49,9 @@ class Service:
     It may be run again. A `stop` that came before `run` ends it at once.
 
     >>> import realtime_skyseg as sky
-    >>> summary = sky.Service(sky.load_config("configs/demo.yaml")).run()     # doctest: +SKIP
-    >>> summary.frames["received"], summary.run_file                          # doctest: +SKIP
+    >>> summary = sky.Service(sky.load_config("short.yaml")).run()
+    >>> summary.frames["received"], summary.frames["written"]
+    (8, 8)
 
     Attributes:
         address: of the stream, once the run has begun; empty where nothing is published.
@@ -95,8 +96,11 @@ class Service:
     def start(self) -> "RunningService":
         """Begin the run in a thread of its own; returns once its addresses are known.
 
-        >>> with sky.Service(config).start() as run:                          # doctest: +SKIP
-        ...     stream = sky.Subscriber(run.address)
+        >>> import realtime_skyseg as sky
+        >>> with sky.Service(sky.load_config("run.yaml")).start() as run:
+        ...     with sky.Subscriber(run.address) as stream:
+        ...         newest = stream.latest(timeout_s=30)
+        ...     run.stop()
 
         Raises as `run`.
         """

@@ -27,8 +27,9 @@ _ANSWER_S = 10.0
 class Control:
     """A client of the control socket. Used by one thread; close it, or use it as a context manager.
 
-    >>> with sky.Control("tcp://127.0.0.1:5556") as service:         # doctest: +SKIP
-    ...     service.set_field(12.5, wait=True)["status"]["field_mT"]
+    >>> with Control(running.control_address) as service:  # of a running service; else tcp://127.0.0.1:5556
+    ...     service.ask("mark", message="look here")["ok"]
+    True
 
     Args:
         address: of the service's control socket, tcp://HOST:PORT.
