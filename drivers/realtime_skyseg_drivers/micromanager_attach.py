@@ -21,9 +21,6 @@ _FIRST_IMAGE_S = 5.0
 _WAITING_IMAGES = 64
 
 
-# --- attach ---
-
-
 class Peek:
     """Images of a live view that somebody else runs, by way of the process `realtime_skyseg_drivers.micromanager_peek`.
 

@@ -25,9 +25,6 @@ _INTERFACES = {
 }
 
 
-# --- own ---
-
-
 class OwnCore:
     """The camera through an MMCore in this process, of which pycromanager allows one at a time."""
 

@@ -40,9 +40,6 @@ class Source(Protocol):
         """Release the camera."""
 
 
-# --- both ---
-
-
 def read_picture(tags: dict[str, Any], pixels: Any) -> Picture | None:
     """The image; None where its pixels and its tags do not fit, as while the camera changes. It counts as lost then."""
     dtype = _DTYPES.get(tags["PixelType"])

@@ -7,8 +7,6 @@ from itertools import pairwise
 from realtime_skyseg.programme.limits import Limits
 from realtime_skyseg.programme.steps import Step, alternating
 
-# --- what a programme asks ---
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

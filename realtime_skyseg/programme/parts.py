@@ -22,9 +22,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-# --- parts of a programme ---
-
-
 class AlternatingField(Section):
     """A sine around the field of a step, before it is measured: it helps walls over pinning sites."""
 

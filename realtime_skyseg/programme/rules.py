@@ -9,8 +9,6 @@ from realtime_skyseg.programme.parts import NotNegative, Positive
 from realtime_skyseg.records import FRAME_QUANTITIES
 from realtime_skyseg.section import Section
 
-# --- rules ---
-
 #: What a condition can be about, besides the quantities of analysers.
 QUANTITIES = (*FRAME_QUANTITIES, "diameter_px", "field_mT")
 

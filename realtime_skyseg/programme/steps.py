@@ -24,8 +24,6 @@ from realtime_skyseg.programme.parts import (
 )
 from realtime_skyseg.programme.settings import ExperimentSettings
 
-# --- steps ---
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
