@@ -3,7 +3,6 @@ that it keeps up with; and what others need for the same frames.
 
 Each measurement is a real run of the service, from a replayed recording to a subscriber in another process, with the
 run file written. Frames of other sizes are cut and mirrored from the recording's; frames of so many objects are made.
-
 """
 
 from realtime_skyseg.bench.case import Case, cases_of

@@ -2,7 +2,6 @@
 
 import io
 import zlib
-from contextlib import suppress
 from typing import Any
 
 import h5py
@@ -86,51 +85,45 @@ def fill_of(frames: h5py.Group, name: str) -> Any:
 def read_rows(frames: h5py.Group, notes: list[str]) -> NDArray[Any]:
     """One row per frame, with all columns that are there."""
     names = [*(name for name in _ALL_COLUMNS if name in frames), *(name for name in frames if name not in _ALL_COLUMNS)]
-    columns = {name: _read_column(frames, name, notes) for name in names}
+    broken: set[str] = set()
+    columns = {name: _read_column(frames, name, notes, broken) for name in names}
     n = max((len(column) for name, column in columns.items() if name in layout.FRAME_COLUMNS), default=0)
     table = np.empty(n, [(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
         table[name] = fill_of(frames, name)
         table[name][: len(column)] = column[:n]
-    return _without_unfinished(table, frames)
+    return table if broken.intersection(layout.CHECKS) else _without_unfinished(table, frames)
 
 
 def _without_unfinished(table: NDArray[Any], frames: h5py.Group) -> NDArray[Any]:
     """The rows without what a kill kept from being finished: a check is written when all that it covers is in the file
-    (`RunWriter._flush`). That is so at the end of the table only, and where the checks can be read: elsewhere a missing
-    check is damage.
+    (`RunWriter._flush`). That is so at the end of the table only, and where all checks could be read: elsewhere a
+    missing check is damage.
     """
-    checks = [check for check in layout.CHECKS if check in (table.dtype.names or ()) and _can_be_read(frames[check])]
-    if len(checks) < len(layout.CHECKS):
+    if not set(layout.CHECKS) <= set(table.dtype.names or ()):
         return table
-    rows_end, results_end = (max(np.flatnonzero(table[check] != -1), default=-1) + 1 for check in checks)
+    rows_end, results_end = (max(np.flatnonzero(table[check] != -1), default=-1) + 1 for check in layout.CHECKS)
     table = table[: max(rows_end, results_end)]
-    for name in json_text.load(frames[checks[1]].attrs["covers"]):
+    for name in json_text.load(frames[layout.CHECKS[1]].attrs["covers"]):
         if name in (table.dtype.names or ()):
             table[name][results_end:] = fill_of(frames, name)
     return table
 
 
-def _can_be_read(column: h5py.Dataset) -> bool:
-    try:
-        for part in column.iter_chunks() if len(column) else ():
-            column[part]
-    except DAMAGE:
-        return False
-    return True
-
-
-def _read_column(frames: h5py.Group, name: str, notes: list[str]) -> NDArray[Any]:
-    """A column as far as it can be read, with fill values for chunks that cannot."""
+def _read_column(frames: h5py.Group, name: str, notes: list[str], broken: set[str]) -> NDArray[Any]:
+    """A column as far as it can be read, with fill values for chunks that cannot; then its name is among `broken`."""
     try:
         column = frames[name]
         values = np.full(len(column), fill_of(frames, name), column.dtype)
     except DAMAGE as error:
         notes.append(f"the column '{name}' cannot be read: {reason(error)}")
+        broken.add(name)
         return np.empty(0, _ALL_COLUMNS[name].dtype if name in _ALL_COLUMNS else "f8")
     for part in column.iter_chunks() if len(column) else ():
-        with suppress(*DAMAGE):  # its frames fail their check
+        try:
             values[part] = column[part]
+        except DAMAGE:  # its frames fail their check
+            broken.add(name)
     return values
 
 
