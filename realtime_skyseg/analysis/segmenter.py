@@ -152,7 +152,7 @@ class Segmenter:
             found = output_of(name, scaled)
             if name == "probability":
                 return found[Class.SKYRMION, :height, :width]
-            cell = shape.unshuffle * 2**shape.depth
+            cell = shape.multiple
             return found[:, : -(-height // cell), : -(-width // cell)]
 
         return of_image
