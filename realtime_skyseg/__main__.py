@@ -2,7 +2,7 @@
 
 import sys
 
-from realtime_skyseg.cli import main
+from realtime_skyseg.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())
