@@ -31,9 +31,9 @@ from realtime_skyseg_simulator.samples import FilmSampleSettings, class_mask
 import realtime_skyseg as sky
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.config import FieldSettings, PrepareSettings, load_config
-from realtime_skyseg.experiment.machine import Machine
 from realtime_skyseg.experiment.orders import Demagnetise, GivePulse, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rules import seen
+from realtime_skyseg.experiment.state_machine import StateMachine
 from realtime_skyseg.field.magnet import Magnet
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.programme import ExperimentSettings
@@ -121,7 +121,7 @@ def run(
     clock = Clock()
     supply = Supply(clock, start_mT)
     magnet = Magnet(limits, supply, lambda _: None, clock.monotonic, clock.time_ns)  # type: ignore[arg-type]
-    machine = Machine(ExperimentSettings.model_validate(tree), limits)
+    machine = StateMachine(ExperimentSettings.model_validate(tree), limits)
     decisions: list[dict[str, Any]] = []
     told: list[tuple[float, int, float, Segmentation, float]] = []
     counts: list[int] = []

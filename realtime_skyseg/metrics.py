@@ -17,7 +17,7 @@ _GAUGES = {
 
 
 class Metrics:
-    """An HTTP server on this machine. It asks the service when somebody looks, in a thread of its own.
+    """An HTTP server on this computer. It asks the service when somebody looks, in a thread of its own.
 
     Owns the server and its thread, until `close`.
 

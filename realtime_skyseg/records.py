@@ -205,7 +205,7 @@ class Counters:
         return None
 
     def add(self, other: "Counters") -> None:
-        """Count in what another segment of the run counted."""
+        """Count in what another leg of the run counted."""
         self.received += other.received
         self.analysed += other.analysed
         self.written += other.written

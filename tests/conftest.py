@@ -14,11 +14,11 @@ import pytest
 
 from realtime_skyseg.config import Config, validate
 
-# The machines that run the tests are shared: no single example has a deadline.
+# The computers that run the tests are shared: no single example has a deadline.
 hypothesis.settings.register_profile("skyseg", deadline=None)
 hypothesis.settings.load_profile("skyseg")
 
-#: Real labelled Kerr images, where the machine has them.
+#: Real labelled Kerr images, where the computer has them.
 KERR = Path(os.environ.get("SKYSEG_KERR", Path(__file__).parents[2] / "shared" / "kerr"))
 
 

@@ -196,7 +196,7 @@ def test_nobody_takes_a_background_offline(tmp_path: Path, images: Path) -> None
 
 
 def test_results_that_would_differ_are_refused(tmp_path: Path, images: Path) -> None:
-    """Here because of another setting; the same look finds another machine's engine."""
+    """Here because of another setting; the same look finds another computer's engine."""
     live = sky.Service(settings(tmp_path, {"path": str(images)})).run()
     with h5py.File(live.run_file, "r+") as file:
         file["entry/segmentation/mask"][0, 3, 3] = 1 - min(file["entry/segmentation/mask"][0, 3, 3], 1)
@@ -247,11 +247,11 @@ def test_settings_of_a_live_run_serve_for_a_recording(own_folder: Path, images: 
         analyse(images, own_folder / "other", ["analysis.modell=x"])
 
 
-def test_a_run_in_segments_is_filled_in(tmp_path: Path, images: Path) -> None:
-    record = {"segment_gb": 4 * 96 * 128 * 2 / 1e9}
+def test_a_run_in_volumes_is_filled_in(tmp_path: Path, images: Path) -> None:
+    record = {"volume_gb": 4 * 96 * 128 * 2 / 1e9}
     live = sky.Service(settings(tmp_path / "live", {"path": str(images)}, record=record)).run()
     whole = sky.Service(settings(tmp_path / "whole", {"path": str(images)})).run()
-    assert len(list((tmp_path / "live" / "run.segments").iterdir())) == 3
+    assert len(list((tmp_path / "live" / "run.volumes").iterdir())) == 3
     with sky.open_run(live.run_file) as run:
         assert run.raw.is_virtual
     again = Path(whole.run_file).read_bytes()

@@ -24,7 +24,7 @@ def test_no_ratio_is_worse_by_a_quarter(guard: ModuleType) -> None:
         pytest.skip("no ratios are recorded for this kind of processor: python benchmarks/ratios.py --renew")
     worst: dict[str, float] = {}
     shortest: dict[str, list[float]] = {}
-    for _ in range(8):  # on a machine that others use the shortest call of one try may still have been disturbed
+    for _ in range(8):  # on a computer that others use the shortest call of one try may still have been disturbed
         found = guard.ratios(shortest=shortest)
         worst = {name: found[name] / recorded[name] for name in recorded if found[name] > 1.25 * recorded[name]}
         if not worst:

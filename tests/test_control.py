@@ -187,7 +187,7 @@ def test_where_the_socket_is_bound(sections: dict[str, Any], expected: str | Non
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
-    [("tcp://0.0.0.0:5556", "control.address: 'tcp://0.0.0.0:5556' can be reached from other machines; allowed: "),
+    [("tcp://0.0.0.0:5556", "control.address: 'tcp://0.0.0.0:5556' can be reached from other computers; allowed: "),
      ("http://127.0.0.1", "control.address: 'http://127.0.0.1' is not allowed: should be tcp://HOST:PORT")],
 )  # fmt: skip
 def test_wrong_addresses_are_refused(address: str, sentence: str) -> None:

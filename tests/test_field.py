@@ -109,7 +109,7 @@ class Supply:
     def rates(self) -> np.ndarray:
         """Of each change, its size in mT over the longest time it may have had, in mT/s.
 
-        Where within a call the supply changes, only the supply knows: a busy machine may stop it there for a while.
+        Where within a call the supply changes, only the supply knows: a busy computer may stop it there for a while.
         """
         rows = [line.split() for line in (self.folder / "log").read_text().splitlines()]
         begun, changed = (np.array([int(row[place]) / 1e9 for row in rows]) for place in (-2, 0))
@@ -614,7 +614,7 @@ def test_a_wrong_read_back_is_a_fault_and_leads_to_the_safe_state(supply: Supply
         assert field.wait_settled(5)
         (supply.folder / "stuck").write_text("3.9")
         took = within(3, lambda: field.fault)
-        assert took < 0.3 + 1.0  # settle_s, and a loaded machine
+        assert took < 0.3 + 1.0  # settle_s, and a loaded computer
         assert "39 mT (3.9 V) is read back where 40 mT was set; allowed: within 0.5 mT" in field.fault
         within(3, lambda: supply.field_mT == 0)
         with pytest.raises(FieldError, match="39 mT"):
@@ -673,7 +673,7 @@ def test_a_supply_that_hangs_does_not_hang_the_service(supply: Supply, monkeypat
 
 
 def test_the_guard_is_reached_only_with_its_token(supply: Supply, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program of this machine that is quicker than the guard is turned away."""
+    """Another program of this computer that is quicker than the guard is turned away."""
     import socket
 
     real = client._start
@@ -936,7 +936,7 @@ def test_kill_9_of_the_service_makes_the_field_safe(service: "subprocess.Popen[s
     within(10, lambda: supply.field_mT == 0)
     times, _ = supply.log().T
     first, last = times[np.argmax(times > killed)], times[-1]
-    assert first - killed < 0.5  # documented: at once; half a second on a loaded machine
+    assert first - killed < 0.5  # documented: at once; half a second on a loaded computer
     assert last - killed < 0.5 + 1.5 * 50 / 250
     assert supply.rates().max() <= 250 * 1.001
     within(5, (supply.folder / "closed").exists)
@@ -951,7 +951,7 @@ def test_a_service_that_hangs_makes_the_field_safe(service: "subprocess.Popen[st
         within(10, lambda: supply.field_mT == 0)
         times, _ = supply.log().T
         first = times[np.argmax(times > stopped)]
-        assert 0.5 < first - stopped < 1.0 + 0.5  # heartbeat_s, and a loaded machine
+        assert 0.5 < first - stopped < 1.0 + 0.5  # heartbeat_s, and a loaded computer
     finally:
         service.send_signal(signal.SIGCONT)
     service.send_signal(signal.SIGINT)

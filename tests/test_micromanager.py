@@ -318,7 +318,7 @@ def test_another_size_begins_another_run_file(server: Callable[..., Server], tmp
             message = stream.receive(5)
             assert message is not None
             heard.append(message)
-    assert summary.status == ("lost" if summary.frames["camera_lost"] else "stopped")  # by a busy machine
+    assert summary.status == ("lost" if summary.frames["camera_lost"] else "stopped")  # by a busy computer
     assert [Path(path).name for path in summary.run_files] == ["run.h5", "run-2.h5", "run-3.h5"]
     assert summary.run_file == summary.run_files[0]
     parts = []

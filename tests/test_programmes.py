@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from realtime_skyseg.config import FieldSettings, validate
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.machine import Machine
 from realtime_skyseg.experiment.orders import AskRule, Demagnetise, GivePulse, Moment, Row, SetField, StandStill, Told
 from realtime_skyseg.experiment.rule_process import judged
 from realtime_skyseg.experiment.rules import Seen
+from realtime_skyseg.experiment.state_machine import StateMachine
 from realtime_skyseg.field.magnet import LONGEST_STEP_S, Magnet
 from realtime_skyseg.programme import ExperimentSettings, check, estimate, expand
 from realtime_skyseg.records import OBJECT_DTYPE
@@ -290,7 +290,7 @@ def drive(tree: dict[str, Any], seed: int, seconds: float = 6.0) -> str:
     clock = Clock()
     limits = magnet_settings()
     try:
-        machine = Machine(ExperimentSettings.model_validate(tree), limits)
+        machine = StateMachine(ExperimentSettings.model_validate(tree), limits)
     except (ValueError, ValidationError, SettingsError):
         return "refused"
     supply = Supply(clock, chance.uniform(-LIMIT_MT, LIMIT_MT))
@@ -355,7 +355,7 @@ def test_demagnetising_may_begin_far_away() -> None:
     clock = Clock()
     limits = magnet_settings(slew_mT_per_s=0.2)
     ask = {"do": "demagnetise", "amplitude_mT": 0.1, "ratio": 0.5, "dwell_s": 0, "frames": 0, "settle_s": 0}
-    machine = Machine(programme(ask, max_age_s=60, interlocks={"dead_man_s": 99}), limits)
+    machine = StateMachine(programme(ask, max_age_s=60, interlocks={"dead_man_s": 99}), limits)
     guard = Magnet(limits, Supply(clock, LIMIT_MT), lambda _: None, clock.monotonic, clock.time_ns)  # type: ignore[arg-type]
     told = Told.FRAME
     seen: Seen | None = Seen(0, 0.0, LIMIT_MT, 0, 0, 0.0, np.zeros(0, OBJECT_DTYPE))

@@ -366,14 +366,14 @@ def test_another_program_that_fills_the_disk_costs_the_later_frames_only(small_d
             np.testing.assert_array_equal(run.raw[index], expected)
 
 
-# --- segments ---
+# --- volumes ---
 
 #: GB of 5 frames and masks.
 FIVE = 5 * SHAPE[0] * SHAPE[1] * 3 / 1e9
 
 
-def write_segments(path: Path, n: int, results_late: int = 0) -> RunWriter:
-    writer = RunWriter(path, SHAPE, np.dtype(np.uint16), ORIGIN, segment_gb=FIVE)
+def write_volumes(path: Path, n: int, results_late: int = 0) -> RunWriter:
+    writer = RunWriter(path, SHAPE, np.dtype(np.uint16), ORIGIN, volume_gb=FIVE)
     for index in range(n + results_late):
         if index < n and index != 7:
             writer.add_frame(frame(index))
@@ -383,10 +383,10 @@ def write_segments(path: Path, n: int, results_late: int = 0) -> RunWriter:
 
 
 @pytest.mark.parametrize("results_late", [0, 7])
-def test_a_run_in_segments_reads_as_one(tmp_path: Path, results_late: int) -> None:
-    writer = write_segments(tmp_path / "100 %b.h5", 23, results_late)
+def test_a_run_in_volumes_reads_as_one(tmp_path: Path, results_late: int) -> None:
+    writer = write_volumes(tmp_path / "100 %b.h5", 23, results_late)
     writer.flush()
-    assert len(list(tmp_path.glob("*.segments/*.h5"))) == 5
+    assert len(list(tmp_path.glob("*.volumes/*.h5"))) == 5
     with open_run(tmp_path / "100 %b.h5.partial") as run:
         assert run.n_frames == 23
         assert [run.problem(k) for k in range(23)] == [""] * 23
@@ -407,16 +407,16 @@ def test_a_run_in_segments_reads_as_one(tmp_path: Path, results_late: int) -> No
         assert file["entry/data/time"].shape == (23,)
 
 
-def test_segments_behind_both_frames_and_results_are_closed(tmp_path: Path) -> None:
-    writer = write_segments(tmp_path / "run.h5", 23)
+def test_volumes_behind_both_frames_and_results_are_closed(tmp_path: Path) -> None:
+    writer = write_volumes(tmp_path / "run.h5", 23)
     writer.flush()
-    assert writer._segments
-    assert len(writer._segments.handles) == 1
+    assert writer._volumes
+    assert len(writer._volumes.handles) == 1
     writer.close({}, 0)
 
 
-def test_a_folder_of_segments_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "run.segments").mkdir()
-    with pytest.raises(SettingsError, match=r"run\.segments' exists already"):
-        write_segments(tmp_path / "run.h5", 1)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.segments"]
+def test_a_folder_of_volumes_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.volumes").mkdir()
+    with pytest.raises(SettingsError, match=r"run\.volumes' exists already"):
+        write_volumes(tmp_path / "run.h5", 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.volumes"]

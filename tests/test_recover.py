@@ -202,21 +202,21 @@ KILLED_IN_SEGMENTS = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_recorder import write_segments
-write_segments(Path(sys.argv[1]), 23).flush()
+from test_recorder import write_volumes
+write_volumes(Path(sys.argv[1]), 23).flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_killed_run_in_segments_is_rescued_to_one_file(tmp_path: Path) -> None:
+def test_a_killed_run_in_volumes_is_rescued_to_one_file(tmp_path: Path) -> None:
     program = [sys.executable, "-c", KILLED_IN_SEGMENTS, tmp_path / "run.h5", Path(__file__).parent]
     subprocess.run(program, check=False)
     rescue = recover(tmp_path / "run.h5.partial")
     assert (rescue.whole, rescue.written, rescue.analysed) == (True, 22, 23)
     check(rescue)
-    (tmp_path / "run.segments" / "3.h5").unlink()
-    cut = tmp_path / "run.segments" / "2.h5"
+    (tmp_path / "run.volumes" / "3.h5").unlink()
+    cut = tmp_path / "run.volumes" / "2.h5"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
     again = recover(tmp_path / "run.h5.partial", tmp_path / "again.h5")
     assert {15, 16, 17, 18, 19} <= set(again.lost_frames) <= set(range(10, 20))

@@ -686,7 +686,7 @@ def test_frames_come_at_the_rate(tmp_path: Path, replay: Replay) -> None:
     for _ in range(N):
         assert camera.read(1.0) is not None
         times.append(time.perf_counter())
-    # Never early; how late depends on the machine, but the lateness must not add up.
+    # Never early; how late depends on the computer, but the lateness must not add up.
     assert all(t - times[0] > i / 50 - 0.015 for i, t in enumerate(times))
     assert times[-1] - times[0] < (N - 1) / 50 + 0.25
 

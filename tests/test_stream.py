@@ -374,7 +374,7 @@ def test_previews_are_made_for_who_asks_and_no_longer() -> None:
             got = [
                 message for message in iter(lambda: viewer.receive(0.2), None) if isinstance(message, PreviewMessage)
             ]
-        assert 4 <= len(got) <= 11, "ten per second, of about a hundred frames; fewer on a busy machine"
+        assert 4 <= len(got) <= 11, "ten per second, of about a hundred frames; fewer on a busy computer"
         for message in got:
             assert (message.shape, message.image.shape) == ((21, 32), (21, 32))
             np.testing.assert_array_equal(message.image, eight_bits(frame(message.frame).image, 32)[0])

@@ -1,4 +1,4 @@
-"""The GPU engines: what can be checked without a GPU, and what is left to a machine that has one (marked `gpu`)."""
+"""The GPU engines: what can be checked without a GPU, and what is left to a computer that has one (marked `gpu`)."""
 
 import ast
 import ctypes
@@ -143,7 +143,7 @@ def test_no_precision_is_exact_enough() -> None:
 # --- the choice ---
 
 needs_no_tensorrt = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt") is not None, reason="needs a machine without TensorRT"
+    importlib.util.find_spec("tensorrt") is not None, reason="needs a computer without TensorRT"
 )
 
 
@@ -157,7 +157,7 @@ def test_tensorrt_that_is_set_but_missing_is_an_error() -> None:
 def test_auto_says_why_it_takes_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a machine whose TensorRT is broken."""
+    """As on a computer whose TensorRT is broken."""
     there = [("tensorrt", "auto found a GPU and TensorRT"), ("openvino", "auto found no other engine")]
     monkeypatch.setattr(choice, "_candidates", lambda wanted: there)
     with caplog.at_level(logging.INFO):
@@ -166,7 +166,7 @@ def test_auto_says_why_it_takes_the_next(
     assert "engine openvino: auto found no other engine" in caplog.text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without a CUDA GPU")
 def test_auto_without_a_gpu() -> None:
     assert choice._candidates("auto") == [("openvino", "auto found no CUDA GPU")]
     assert choice._candidates("torch") == [("torch", "as set")]

@@ -110,7 +110,7 @@ def test_real_time_is_kept() -> None:
             taken.append(frame)
     numbers = np.array([frame.number for frame in taken])
     exposed_ms = np.array([frame.camera_ns for frame in taken]) / 1e6
-    # A busy machine may lose a frame, but never shifts the others.
+    # A busy computer may lose a frame, but never shifts the others.
     np.testing.assert_allclose(exposed_ms - exposed_ms[0], 40 * (numbers - numbers[0]), atol=2)
     assert numbers[-1] - numbers[0] < 60
     assert 0 < np.median(late_ms) < 80

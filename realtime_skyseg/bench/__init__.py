@@ -1,4 +1,4 @@
-"""What this machine can do: latencies of whole runs, stage by stage, engine by engine, size by size; the highest rate
+"""What this computer can do: latencies of whole runs, stage by stage, engine by engine, size by size; the highest rate
 that it keeps up with; and what others need for the same frames.
 
 Each measurement is a real run of the service, from a replayed recording to a subscriber in another process, with the
@@ -11,7 +11,7 @@ from realtime_skyseg.bench.made_frames import discs
 from realtime_skyseg.bench.peer import TENSORFLOW, against
 from realtime_skyseg.bench.report import draw, report, report_against
 from realtime_skyseg.bench.saturation import saturation
-from realtime_skyseg.bench.this_machine import machine
+from realtime_skyseg.bench.this_computer import computer
 
 __all__ = [
     "TENSORFLOW",
@@ -19,10 +19,10 @@ __all__ = [
     "against",
     "bench",
     "cases_of",
+    "computer",
     "discs",
     "draw",
     "listen",
-    "machine",
     "report",
     "report_against",
     "saturation",

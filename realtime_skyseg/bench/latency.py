@@ -16,7 +16,7 @@ from rich.progress import track
 
 from realtime_skyseg.bench.case import Case
 from realtime_skyseg.bench.made_frames import recording_of
-from realtime_skyseg.bench.this_machine import machine
+from realtime_skyseg.bench.this_computer import computer
 from realtime_skyseg.config import validate
 from realtime_skyseg.errors import StreamError
 from realtime_skyseg.pipeline import Pipeline
@@ -43,7 +43,7 @@ def bench(cases: Sequence[Case], progress: bool = True) -> dict[str, Any]:
     for case in track(cases, "measuring", console=console, transient=True, disable=not progress or len(cases) < 2):
         with tempfile.TemporaryDirectory() as folder:
             runs.append(measure_run(case, Path(folder)))
-    return {**runs[0], "runs": runs, "machine": machine()}
+    return {**runs[0], "runs": runs, "machine": computer()}
 
 
 def listen(address: str, n: int = 1) -> None:

@@ -17,7 +17,7 @@ from realtime_skyseg.bench.case import Case
 from realtime_skyseg.bench.latency import measure_run
 from realtime_skyseg.bench.made_frames import frames_of, recording_of
 from realtime_skyseg.bench.peers import MARK
-from realtime_skyseg.bench.this_machine import machine
+from realtime_skyseg.bench.this_computer import computer
 from realtime_skyseg.errors import SettingsError, StreamError
 
 #: How TensorFlow comes to `--against`. It wants an older h5py than our constraints have.
@@ -119,7 +119,7 @@ def against(
         },
         "missing": missing,
         "versions": versions,
-        "machine": machine(),
+        "machine": computer(),
     }
 
 

@@ -16,8 +16,8 @@ _RATE_STEP = 0.03
 def saturation(case: Case, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """The highest rate of the camera at which every frame is analysed (policy `latest`) and written, to 3 %.
 
-    Begins where the machine is when nothing waits (policy `every`), and halves the interval from there: each try is a
-    run of `case.seconds`, at least 150 frames. A shared machine may miss a frame at any rate, so that a rate is given
+    Begins where the computer is when nothing waits (policy `every`), and halves the interval from there: each try is a
+    run of `case.seconds`, at least 150 frames. A shared computer may miss a frame at any rate, so that a rate is given
     up only after two runs.
 
     Returns:

@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=tell_command)
 
-    command = commands.add_parser("keys", help="make keys, so that other machines may connect")
+    command = commands.add_parser("keys", help="make keys, so that other computers may connect")
     command.add_argument("folder", type=Path, help="of the service's keys; made if absent")
     command.add_argument("--client", default="client", metavar="NAME", help="make keys for a client of this name")
     command.set_defaults(command=keys_command)
@@ -148,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", type=Path, metavar="DIR", help="draw curves and the worst images")
     command.set_defaults(command=evaluate_command)
 
-    command = commands.add_parser("bench", help="latency of this machine, stage by stage, engine by engine")
+    command = commands.add_parser("bench", help="latency of this computer, stage by stage, engine by engine")
     command.add_argument(
         "--model", action="append", help="a shipped model or a file; may be repeated; default: compact"
     )

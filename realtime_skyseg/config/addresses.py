@@ -17,7 +17,7 @@ def checked_address(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """True where only this machine can reach `tcp://HOST:PORT`."""
+    """True where only this computer can reach `tcp://HOST:PORT`."""
     host = urlsplit(address).hostname or ""
     if host == "localhost":
         return True

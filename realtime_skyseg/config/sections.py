@@ -5,7 +5,7 @@ Units stand in the names (`rate_hz`, `flush_s`, `field_mT`). Relative paths are 
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -246,7 +246,7 @@ class StreamSettings(Section):
     enabled: bool = True
     """False: nothing is published."""
     address: str = DEFAULT_ADDRESS
-    """Where to bind; port 0 takes a free one. What other machines can reach needs `access.keys` or `insecure: true`."""
+    """Where to bind; port 0 takes a free one. What others can reach needs `access.keys` or `insecure: true`."""
     insecure: bool = False
     """True: bind an address that others can reach, unencrypted and without access control."""
     queue_messages: Annotated[int, Field(ge=1, le=100_000)] = 64
@@ -270,7 +270,7 @@ class ControlSettings(Section):
     enabled: bool | None = None
     """False: no requests are taken; absent: as `stream.enabled`."""
     address: str | None = None
-    """Where to bind; absent: on this machine, one port above the stream's (port 0: a free one). What other machines can
+    """Where to bind; absent: on this computer, one port above the stream's (port 0: a free one). What others can
     reach needs `access.keys`.
     """
 
@@ -285,7 +285,7 @@ class AccessSettings(Section):
 
     keys: Path | None = None
     """Folder that `skyseg keys` has made: all connections are encrypted, and only clients whose key is in it come in.
-    Absent: no encryption, for this machine only.
+    Absent: no encryption, for this computer only.
     """
 
 
@@ -293,7 +293,7 @@ class MetricsSettings(Section):
     """Figures for Prometheus, over HTTP."""
 
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """They are at http://127.0.0.1:PORT/metrics, for this machine only; 0: a free port; absent: nowhere."""
+    """They are at http://127.0.0.1:PORT/metrics, for this computer only; 0: a free port; absent: nowhere."""
 
 
 #: Names that Windows keeps for devices.
@@ -323,8 +323,8 @@ class RecordSettings(Section):
     """
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """CPU threads that compress."""
-    segment_gb: Annotated[float, Field(gt=0)] | None = None
-    """Raw frames and masks go to further files of about so many GB before compression, in the folder NAME.segments
+    volume_gb: Annotated[float, Field(gt=0)] | None = None
+    """Raw frames and masks go to further files of about so many GB before compression, in the folder NAME.volumes
     beside the run file, which shows them as its own; absent: all in one file."""
     stall_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     """An alarm is given when the disk does not answer for so long."""
@@ -334,3 +334,11 @@ class RecordSettings(Section):
     """Name of the sample."""
     operator: str = ""
     """Who measured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_the_old_name(cls, values: Any) -> Any:
+        """Version 0.1 said `segment_gb` for `volume_gb`."""
+        if isinstance(values, dict) and "segment_gb" in values and "volume_gb" not in values:
+            values = {"volume_gb" if key == "segment_gb" else key: value for key, value in values.items()}
+        return values

@@ -99,12 +99,12 @@ class Config(Section):
         if self.access.keys is None:
             if stream.enabled and not stream.insecure and not is_loopback(stream.address):
                 raise ValueError(
-                    f"stream.address: '{stream.address}' can be reached from other machines; allowed: "
+                    f"stream.address: '{stream.address}' can be reached from other computers; allowed: "
                     "tcp://127.0.0.1:PORT, with keys (access.keys, see skyseg keys), or with stream.insecure: true"
                 )
             if control is not None and not is_loopback(control):
                 raise ValueError(
-                    f"control.address: '{control}' can be reached from other machines; allowed: tcp://127.0.0.1:PORT, "
+                    f"control.address: '{control}' can be reached from other computers; allowed: tcp://127.0.0.1:PORT, "
                     "or with keys (access.keys, see skyseg keys)"
                 )
         return self

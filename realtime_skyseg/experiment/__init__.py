@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from realtime_skyseg.experiment.controller import Experiment, Outcome
+    from realtime_skyseg.experiment.decide_again import redecide
     from realtime_skyseg.experiment.outcome import fields, report, transitions, write_clips
-    from realtime_skyseg.experiment.replay import redecide
     from realtime_skyseg.experiment.rules import Seen
 
 __all__ = ["Experiment", "Outcome", "Seen", "fields", "redecide", "report", "transitions", "write_clips"]
@@ -16,7 +16,7 @@ _PLACES = {
     "Outcome": "controller",
     "Seen": "rules",
     "fields": "outcome",
-    "redecide": "replay",
+    "redecide": "decide_again",
     "report": "outcome",
     "transitions": "outcome",
     "write_clips": "outcome",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from realtime_skyseg.config import FieldSettings
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.machine import Machine
+from realtime_skyseg.experiment.decide_again import decide_again
 from realtime_skyseg.experiment.orders import (
     AskRule,
     Demagnetise,
@@ -28,9 +28,9 @@ from realtime_skyseg.experiment.orders import (
     StandStill,
     Told,
 )
-from realtime_skyseg.experiment.replay import replay
 from realtime_skyseg.experiment.rule_process import Answer, RuleProcess
 from realtime_skyseg.experiment.rules import Seen, seen, sources
+from realtime_skyseg.experiment.state_machine import StateMachine
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.pipeline import Latency, Pipeline
 from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings, PythonRule
@@ -85,11 +85,11 @@ class Experiment:
         self._rows_before = 0
         if resume is None:
             try:
-                self._machine = Machine(settings, magnet)
+                self._machine = StateMachine(settings, magnet)
             except ValueError as error:
                 raise SettingsError(f"experiment.{error}") from None
         else:
-            past = replay(resume, settings, magnet, ask=False)
+            past = decide_again(resume, settings, magnet, ask=False)
             if past.machine.finished:
                 ended = past.machine.finished
                 raise SettingsError(

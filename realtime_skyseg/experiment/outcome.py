@@ -55,7 +55,7 @@ def fields(found: list[Transition]) -> list[dict[str, Any]]:
     """Mean nucleation and annihilation fields, for rising and falling field.
 
     `uncertainty_mT` is one standard deviation: of the mean over the cycles, and of a field that is anywhere between two
-    steps (half / sqrt(3)), which more cycles with the same steps do not improve. Resumed legs are left out.
+    steps (half / sqrt(3)), which more cycles with the same steps do not improve. Resumed branches are left out.
     """
     out = []
     for kind in ("nucleation", "annihilation"):

@@ -37,7 +37,7 @@ class Drift:
     sum.
 
     Phase correlation: Kuglin and Hines, Proc. IEEE Int. Conf. Cybernetics and Society, 163 (1975). No matrix product
-    here is large enough for BLAS to use threads: those wait for each other on a busy machine, for 20 ms and more.
+    here is large enough for BLAS to use threads: those wait for each other on a busy computer, for 20 ms and more.
 
     Args:
         reference: (height, width) float32.

@@ -34,7 +34,7 @@ class Step:
     kind: str  # `do` of the part
     cycle: int  # how many times the part began before, in `repeat` and minor loops
     occurrence: int  # parts in the order they come; the same for all steps of a part, until it is repeated
-    leg: int  # steps with the same leg go one way; -1: alone
+    branch: int  # steps with the same branch go one way; -1: alone
     field_mT: float
     from_mT: float | None  # where the step before ended; None: not known before the run
     settle_s: float
@@ -63,7 +63,7 @@ def expand(settings: ExperimentSettings) -> list[Step]:
 class _Expansion:
     def __init__(self, settings: ExperimentSettings) -> None:
         self._settings = settings
-        self._plan = self._leg = 0
+        self._plan = self._branch = 0
         self._occurrence = -1
         self._at: float | None = None
         self._cycles: dict[str, int] = {}
@@ -94,9 +94,9 @@ class _Expansion:
                 yield from self._ramp(part, where, make)
             case Staircase():
                 start = self._start(part.from_mT, where, "from_mT")
-                leg = self._next_leg()
+                branch = self._next_branch()
                 for value in grid(start, part.to_mT, part.step_mT)[part.from_mT is None :]:
-                    yield make(value, leg, ac=part.ac)
+                    yield make(value, branch, ac=part.ac)
             case Loop():
                 yield make(part.high_mT, ac=part.ac)
                 yield from self._loop(part, part.name or where, cycle)
@@ -109,17 +109,17 @@ class _Expansion:
         start = self._start(part.from_mT, where, "from_mT")
         if part.from_mT is not None and part.from_mT != self._at:
             yield make(part.from_mT, frames=0)
-        leg = self._next_leg()
+        branch = self._next_branch()
         for value in grid(start, part.to_mT, part.step_mT)[1:]:
-            yield make(value, leg, rate_mT_per_s=part.rate_mT_per_s, moving=True, settle_s=0.0, frames=0)
+            yield make(value, branch, rate_mT_per_s=part.rate_mT_per_s, moving=True, settle_s=0.0, frames=0)
 
     def _loop(self, part: Loop, name: str, cycle: int) -> Iterator[Step]:
         for number, turn in enumerate(part.turns_mT):
             make = _Maker(self, part, name, cycle * len(part.turns_mT) + number)
             for a, b in ((part.high_mT, turn), (turn, part.high_mT)):
-                leg = self._next_leg()
+                branch = self._next_branch()
                 for value in grid(a, b, part.step_mT)[1:]:
-                    yield make(value, leg, ac=part.ac)
+                    yield make(value, branch, ac=part.ac)
 
     def _start(self, given: float | None, where: str, key: str) -> float:
         if given is not None:
@@ -128,9 +128,9 @@ class _Expansion:
             raise ValueError(f"programme.{where}.{key}: this key is missing, because no part before tells the field")
         return self._at
 
-    def _next_leg(self) -> int:
-        self._leg += 1
-        return self._leg
+    def _next_branch(self) -> int:
+        self._branch += 1
+        return self._branch
 
 
 class _Maker:
@@ -142,7 +142,7 @@ class _Maker:
     def __call__(  # noqa: PLR0913  keywords, each with a default
         self,
         field_mT: float,
-        leg: int = -1,
+        branch: int = -1,
         *,
         settle_s: float | None = None,
         frames: int | None = None,
@@ -163,7 +163,7 @@ class _Maker:
             getattr(part, "do"),  # noqa: B009  every part has one
             self._cycle,
             whole._occurrence,
-            leg,
+            branch,
             field_mT,
             whole._at,
             own_settle if settle_s is None else settle_s,

@@ -25,7 +25,7 @@ from realtime_skyseg.errors import (
     StreamError,
 )
 from realtime_skyseg.experiment import Experiment
-from realtime_skyseg.experiment.replay import changed_since
+from realtime_skyseg.experiment.decide_again import changed_since
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.metrics import Metrics
 from realtime_skyseg.pipeline import Flow, Pipeline
@@ -182,7 +182,7 @@ class Service:
             total = Total()
             while True:
                 try:
-                    pipeline, summary = self._segment(run_id, camera, segmenter, publisher, watch, watch_s)
+                    pipeline, summary = self._leg(run_id, camera, segmenter, publisher, watch, watch_s)
                 except SkysegError as error:
                     if not total.summaries:
                         raise
@@ -207,7 +207,7 @@ class Service:
             )
         return changes
 
-    def _segment(
+    def _leg(
         self,
         run_id: str,
         camera: Camera,
@@ -226,7 +226,7 @@ class Service:
             analysers = config.open_analysers()
             writer = RunWriter(
                 self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads,
-                record.segment_gb, analysers,
+                record.volume_gb, analysers,
             )  # fmt: skip
             owned.callback(writer.close, {}, 1)  # where an error goes past `close_file`
             pipeline = Pipeline(
@@ -341,7 +341,7 @@ class Service:
         return []
 
     def _ends_with(self, pipeline: Pipeline) -> bool:
-        """True where no segment follows."""
+        """True where no leg follows."""
         return self._stop.is_set() or not pipeline.camera_changed or self.experiment is not None
 
     def _bring_field(self) -> None:
@@ -467,7 +467,7 @@ def _release(camera: Camera) -> None:
 
 
 def _next_file(first: Path, number: int) -> Path:
-    """The run file of a later segment; files of other runs are passed over."""
+    """The run file of a later leg; files of other runs are passed over."""
     while True:
         path = first.with_name(f"{first.stem}-{number}{first.suffix}")
         if not (path.exists() or path.with_name(path.name + ".partial").exists()):

@@ -16,7 +16,7 @@ Status = Literal["ok", "stopped", "lost", "fault"]
 class Summary:
     """How a run went. The same numbers stand in the file, in the stream's end message and in the exit status.
 
-    A run whose camera changed its frames has several run files. Each holds the numbers of its own segment; here they
+    A run whose camera changed its frames has several run files. Each holds the numbers of its own leg; here they
     are added up.
     """
 
@@ -42,11 +42,11 @@ class Summary:
 
 
 class Total:
-    """What the segments of a run add up to."""
+    """What the legs of a run add up to."""
 
     def __init__(self) -> None:
         self.summaries: list[Summary] = []
-        self.faults: list[str] = []  # that are no segment's
+        self.faults: list[str] = []  # that are no leg's
         self._counters = Counters()
         self._latency = {stage: Latency() for stage in STAGES}
         self._span_s = 0.0
@@ -54,7 +54,7 @@ class Total:
         self._started = time.monotonic()
 
     def add(self, pipeline: Pipeline, summary: Summary) -> None:
-        """Count in a segment."""
+        """Count in a leg."""
         self.summaries.append(summary)
         self._counters.add(pipeline.counters)
         for stage, clock in self._latency.items():
@@ -63,7 +63,7 @@ class Total:
         self._intervals += max(0, pipeline.counters.received - 1)
 
     def summary(self, stopped: bool) -> Summary:
-        """Of the whole run; of one that has one segment, that segment's."""
+        """Of the whole run; of one that has one leg, that leg's."""
         last = self.summaries[-1]
         if len(self.summaries) == 1 and not self.faults:
             return last

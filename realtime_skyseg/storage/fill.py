@@ -16,6 +16,7 @@ from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import pack
 from realtime_skyseg.storage.collected import result_row
 from realtime_skyseg.storage.reader import row_check
+from realtime_skyseg.storage.volumes import SUFFIXES
 
 
 class RunFiller:
@@ -33,15 +34,16 @@ class RunFiller:
     def __init__(self, source: Path, path: Path) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self._segments = path.with_name(f"{path.stem}.segments")
-        for existing in (self.path, self.partial, self._segments):
+        self._volumes = [path.with_name(path.stem + suffix) for suffix in SUFFIXES]
+        for existing in (self.path, self.partial, *self._volumes):
             if existing.exists():
                 raise SettingsError(f"'{existing}' exists already and is not overwritten; allowed: another --out")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, self.partial)
-            if (beside := source.with_name(self._segments.name)).is_dir():
-                shutil.copytree(beside, self._segments)
+            for folder in self._volumes:
+                if (beside := source.with_name(folder.name)).is_dir():
+                    shutil.copytree(beside, folder)
             self._file = h5py.File(self.partial, "r+", libver=("v110", "v110"))
         except OSError as error:
             self.partial.unlink(missing_ok=True)
@@ -98,7 +100,8 @@ class RunFiller:
         self._file.close()
         if self.partial.exists():
             self.partial.unlink()
-            shutil.rmtree(self._segments, ignore_errors=True)
+            for folder in self._volumes:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self) -> dict[str, Any]:
         """That of the run, with what was analysed afterwards counted as analysed."""

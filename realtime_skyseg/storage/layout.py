@@ -229,7 +229,7 @@ STEP_COLUMNS: Columns = columns(
     Quantity("end", "S16", 0, "", "complete; or what cut it off: stopped, aborted, fault"),
 )
 
-#: What the experiment decided, and all that it was told, in order: see `realtime_skyseg.experiment.machine`.
+#: What the experiment decided, and all that it was told, in order: see `realtime_skyseg.experiment.state_machine`.
 EXPERIMENT_TABLES: dict[str, Columns] = {
     "decisions": columns(
         Quantity("time_ns", "i8", 0, "ns", "Unix time"),
@@ -244,7 +244,7 @@ EXPERIMENT_TABLES: dict[str, Columns] = {
         Quantity("inputs", "S400", 0, "", "the numbers it was decided from, JSON"),
     ),
     "inputs": columns(
-        Quantity("told", "u1", 0, "", "what the experiment was told, a code of `experiment.machine`"),
+        Quantity("told", "u1", 0, "", "what the experiment was told, a code of `experiment.state_machine`"),
         Quantity("time_ns", "i8", 0, "ns", "Unix time"),
         Quantity("now_s", "f8", 0, "s", "the clock of the experiment"),
         Quantity("reading_ns", "i8", 0, "ns", "Unix time of the read-back"),

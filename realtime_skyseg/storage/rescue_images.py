@@ -18,7 +18,7 @@ from realtime_skyseg.storage import layout
 from realtime_skyseg.storage.chunk import crc32, find_chunks, pack
 from realtime_skyseg.storage.create import new_stack
 from realtime_skyseg.storage.rescue_tables import DAMAGE, DamagedFile, reason
-from realtime_skyseg.storage.segments import FRAMES_PER_FILE
+from realtime_skyseg.storage.volumes import FRAMES_PER_FILE
 
 
 class Alive:
@@ -86,7 +86,7 @@ def _new_like(item: h5py.Dataset, target: h5py.Group, name: str, shape: tuple[in
 
 
 class Images:
-    """The images of a stack, in the damaged file or in its segments, as far as they are there."""
+    """The images of a stack, in the damaged file or in its volumes, as far as they are there."""
 
     def __init__(self, stack: h5py.Dataset, kind: str, file: io.BufferedReader, owned: ExitStack) -> None:
         self.files = [file]

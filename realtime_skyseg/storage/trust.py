@@ -1,7 +1,6 @@
 """What a run file from elsewhere may not do: lead out of itself, or ask for all of the memory."""
 
 import math
-import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,6 +8,7 @@ import h5py
 
 from realtime_skyseg.errors import RunFileError
 from realtime_skyseg.records import printable
+from realtime_skyseg.storage.volumes import SUFFIXES
 
 #: A file of ours has some hundred objects.
 _MOST_OBJECTS, _DEEPEST = 20_000, 32
@@ -36,7 +36,7 @@ def check(file: h5py.File, path: Path, damaged: bool = False) -> None:
         damaged: objects that cannot be looked at are passed over: whoever reads them finds that out.
 
     Raises:
-        RunFileError: an object is a link to another file, lies outside the file (but in the run's own segments), or is
+        RunFileError: an object is a link to another file, lies outside the file (but in the run's own volumes), or is
             larger than what the file holds.
         OSError, RuntimeError, KeyError, ValueError: what HDF5 raises on damage, unless `damaged`.
     """
@@ -107,25 +107,25 @@ def _check_dataset(dataset: h5py.Dataset, place: str, path: Path) -> None:
 
 
 def _check_view(dataset: h5py.Dataset, place: str, path: Path) -> None:
-    """A virtual stack shows the run's own segments, which are files of `NAME.segments`, and nothing else."""
+    """A virtual stack shows the run's own volumes, which are files in the folder beside it, and nothing else."""
     folders = set()
     for source in dataset.virtual_sources():
         name = PurePosixPath(source.file_name.replace("\\", "/"))
-        if len(name.parts) != 2 or not re.fullmatch(r".+\.segments", name.parts[0]) or name.parts[0].startswith(".."):
+        if len(name.parts) != 2 or not name.parts[0].endswith(SUFFIXES) or name.parts[0].startswith(".."):
             raise RunFileError(
-                f"'{path}': {_shown(place)} is a view of '{_shown(source.file_name)}'; allowed: of the run's segments"
+                f"'{path}': {_shown(place)} is a view of '{_shown(source.file_name)}'; allowed: of the run's volumes"
             )
         folders.add(name.parts[0].replace("%%", "%"))
     for folder in folders:
-        for segment in (path.parent / folder).glob("*.h5"):
+        for volume in (path.parent / folder).glob("*.h5"):
             try:
-                with h5py.File(segment, "r", swmr=True) as file:
+                with h5py.File(volume, "r", swmr=True) as file:
                     for kind in ("raw", "mask"):
                         inner = file.get(kind)
                         if isinstance(file.get(kind, getlink=True), h5py.ExternalLink) or (
                             isinstance(inner, h5py.Dataset) and (inner.is_virtual or inner.external)
                         ):
-                            raise RunFileError(f"'{segment}' leads to another file; allowed: frames of its own")
+                            raise RunFileError(f"'{volume}' leads to another file; allowed: frames of its own")
             except (OSError, KeyError):
                 continue  # damage, which reading it tells
 

@@ -39,7 +39,7 @@ from realtime_skyseg.storage.columns import Column, DirectDataset, TableWriter
 from realtime_skyseg.storage.create import Plan, create, new_stack
 from realtime_skyseg.storage.disk import Reserve
 from realtime_skyseg.storage.provenance import Provenance, iso
-from realtime_skyseg.storage.segments import Kind, Segments, end_virtual_stack, new_virtual_stack
+from realtime_skyseg.storage.volumes import SUFFIXES, Kind, Volumes, end_virtual_stack, new_virtual_stack
 
 #: Held back on the disk beyond 32 frames, for what is open when the disk is full.
 _RESERVE_BYTES = 48_000_000
@@ -75,7 +75,7 @@ class RunWriter:
         provenance: what the file says of its origin.
         flush_s: longest time between two flushes while frames arrive.
         threads: that compress.
-        segment_gb: raw frames and masks go to further files of about so many GB before compression (`segments`);
+        volume_gb: raw frames and masks go to further files of about so many GB before compression (`volumes`);
             None: all in one file.
         analysers: whose quantities have columns, tables and maps of their own.
 
@@ -98,7 +98,7 @@ class RunWriter:
         provenance: Provenance,
         flush_s: float = 0.5,
         threads: int = 2,
-        segment_gb: float | None = None,
+        volume_gb: float | None = None,
         analysers: Sequence[RunningAnalyser] = (),
     ) -> None:
         in_path = [analyser for analyser in analysers if analyser.pace == "every_frame"]
@@ -118,14 +118,14 @@ class RunWriter:
         self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
         self._piece_bytes = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
         self._full = False  # no frame is taken from here on
-        folder = path.with_name(f"{path.stem}.segments")
-        self._file = self._made([folder] if segment_gb else [])
-        self._segments: Segments | None = None
+        folder = path.with_name(path.stem + SUFFIXES[0])
+        self._file = self._made([folder] if volume_gb else [])
+        self._volumes: Volumes | None = None
         self._reserve: Reserve | None = None
         try:
-            if segment_gb:
-                frames = max(1, int(segment_gb * 1e9 / (shape[0] * shape[1] * (dtype.itemsize + 1))))
-                self._segments = Segments(folder, shape, dtype, frames)
+            if volume_gb:
+                frames = max(1, int(volume_gb * 1e9 / (shape[0] * shape[1] * (dtype.itemsize + 1))))
+                self._volumes = Volumes(folder, shape, dtype, frames)
             plan = Plan(
                 shape, dtype, provenance, self._start_ns, self._result_columns, self._object_columns, self._new_stack
             )
@@ -143,13 +143,13 @@ class RunWriter:
             self.partial.unlink()
             if self._reserve:
                 self._reserve.close()
-            if self._segments:
+            if self._volumes:
                 folder.rmdir()
             if isinstance(error, OSError):
                 raise SettingsError(f"record.folder: run file '{self.partial}' cannot be written: {error}") from error
             raise
         self._stacks: dict[Kind, DirectDataset] = {}
-        if not self._segments:
+        if not self._volumes:
             self._stacks = {kind: DirectDataset(self._file, place) for kind, place in _STACKS}
         self._length = 0  # frames that are known of
         self._frames = FrameColumns(self._file, layout.FRAME_COLUMNS, "row_crc32")
@@ -288,8 +288,8 @@ class RunWriter:
                 self._ask_disk("be finished", lambda: self._conclude(summary, exit_status))
             finally:
                 self._release()
-            if self._segments:
-                self._end_stacks(self._segments)
+            if self._volumes:
+                self._end_stacks(self._volumes)
             self._look()
             if self.path.exists():
                 raise FileExistsError(f"'{self.path}' has appeared meanwhile")
@@ -312,7 +312,7 @@ class RunWriter:
             with h5py.File(self.partial, "r") as file:
                 written = int(np.count_nonzero(file[f"{layout.FRAMES}/written"][()]))
                 size = self.partial.stat().st_size
-                for _, place in () if self._segments else _STACKS:
+                for _, place in () if self._volumes else _STACKS:
                     stack = file[place].id
                     chunks = [stack.get_chunk_info(number) for number in range(stack.get_num_chunks())]
                     if any(chunk.byte_offset + chunk.size > size for chunk in chunks):
@@ -328,11 +328,11 @@ class RunWriter:
                 f"run file '{self.partial}' holds {written} of {taken} frames: another program has changed it"
             )
 
-    def _end_stacks(self, segments: Segments) -> None:
+    def _end_stacks(self, volumes: Volumes) -> None:
         with h5py.File(self.partial, "r+", libver=("v110", "v110")) as file:
             for kind, place in _STACKS:
                 places = (place, f"entry/{'data' if kind == 'raw' else 'masks'}/{kind}")
-                end_virtual_stack(file, places, segments.folder.name, segments.frames, kind, self._length)
+                end_virtual_stack(file, places, volumes.folder.name, volumes.frames, kind, self._length)
 
     def _take(self, item: Frame | Result, image: np.ndarray) -> None:
         if image.shape != self._shape:
@@ -355,8 +355,8 @@ class RunWriter:
                 self._write_result(item, chunk.result())
             else:
                 self._results.add(item[0], skipped=item[1])
-                if self._segments:
-                    self._segments.pass_by("mask", item[0])
+                if self._volumes:
+                    self._volumes.pass_by("mask", item[0])
 
     def _write_frame(self, frame: Frame, chunk: Chunk) -> None:
         if self._full:
@@ -404,15 +404,15 @@ class RunWriter:
 
     def _put(self, kind: Kind, index: int, chunk: Chunk) -> None:
         self._length = max(self._length, index + 1)
-        if self._segments:
-            self._segments.put(kind, index, chunk)
+        if self._volumes:
+            self._volumes.put(kind, index, chunk)
             return
         self._stacks[kind].put(index, chunk.data, index + 1)
 
     def _flush(self) -> None:
         """Safe to call again where it failed."""
-        if self._segments:
-            self._segments.flush()
+        if self._volumes:
+            self._volumes.flush()
         self._frames.write()
         self._results.write()
         self._objects.write()
@@ -456,8 +456,8 @@ class RunWriter:
     def _sync_to_disk(self) -> None:
         self._sync_since = time.monotonic()
         try:
-            for handle in (self._handle, *(self._segments.handles if self._segments else ())):
-                with suppress(*() if handle == self._handle else (OSError,)):  # a segment may be closed meanwhile
+            for handle in (self._handle, *(self._volumes.handles if self._volumes else ())):
+                with suppress(*() if handle == self._handle else (OSError,)):  # a volume may be closed meanwhile
                     os.fsync(handle)
         finally:
             self._sync_since = 0.0
@@ -473,8 +473,8 @@ class RunWriter:
         self._closed = True
         self._waiting.clear()
         try:
-            if self._segments:
-                self._segments.close()
+            if self._volumes:
+                self._volumes.close()
             self._file.close()
         finally:
             self._pool.shutdown()
@@ -483,9 +483,9 @@ class RunWriter:
             os.close(self._handle)
 
     def _new_stack(self, parent: h5py.Group, name: str, dtype: np.dtype[Any], fill: int, kind: Kind) -> h5py.Dataset:
-        if not self._segments:
+        if not self._volumes:
             return new_stack(parent, name, self._shape, dtype, fill)
-        folder, frames = self._segments.folder.name, self._segments.frames
+        folder, frames = self._volumes.folder.name, self._volumes.frames
         return new_virtual_stack(parent, name, self._shape, dtype, fill, folder, frames, kind)
 
     def _free(self) -> int:

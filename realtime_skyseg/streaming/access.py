@@ -1,6 +1,6 @@
-"""Who may connect from other machines: CURVE keys (RFC 26) and the doorkeeper that looks at them (ZAP, RFC 27).
+"""Who may connect from other computers: CURVE keys (RFC 26) and the doorkeeper that looks at them (ZAP, RFC 27).
 
-`skyseg keys DIR` makes this folder for the service, which stays on its machine,
+`skyseg keys DIR` makes this folder for the service, which stays on its computer,
 
     DIR/service.key_secret        the service's pair of keys
     DIR/clients/NAME.key          public keys of those who may connect; remove one to lock it out

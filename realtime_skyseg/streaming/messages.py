@@ -58,7 +58,7 @@ class HeaderMessage(_Base):
     clock: str  # name of the clock behind camera_ns
     pixel_size_um: float | None = None
     quantities: list[dict[str, str]] = []  # what else is found: name, unit, meaning, "of" frame, object or map
-    control: str = ""  # address of the control socket, for clients on the service's own machine
+    control: str = ""  # address of the control socket, for clients on the service's own computer
 
 
 class ImageMessage(_Base):

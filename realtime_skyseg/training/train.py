@@ -203,7 +203,7 @@ class Training:
 
     def _record(self) -> dict[str, Any]:
         progress = self._progress
-        here = {"images", "labels", "table", "out", "threads"}  # matter on this machine only
+        here = {"images", "labels", "table", "out", "threads"}  # matter on this computer only
         fixed = SHAPE_KEYS if self.settings.start_from else set()
         return {
             "settings": self.settings.model_dump(mode="json", exclude=here | fixed),

@@ -58,9 +58,9 @@ from realtime_skyseg_simulator.twin_settings import TwinSettings
 
 #: How long the camera may take to connect.
 _CONNECT_S = 20.0
-#: A machine that falls behind by no more than this makes frames late; by more, some are lost.
+#: A computer that falls behind by no more than this makes frames late; by more, some are lost.
 _LATE_PERIODS = 4.0
-#: A frame covers at most so many periods of the sample's time: a machine that cannot keep up slows the sample down.
+#: A frame covers at most so many periods of the sample's time: a computer that cannot keep up slows the sample down.
 _LONGEST_PERIODS = 2.0
 #: Largest request of a field connection.
 _LINE_BYTES = 4096

@@ -26,7 +26,7 @@ _CLOSE_S = 5.0
 _AHEAD = 4
 
 _AS_FAST = "as fast as frames are taken; the magnet stays in real time"
-_REAL_TIME = "real time; where the machine cannot keep up, frames come late, then some are lost: gaps in the numbers"
+_REAL_TIME = "real time; where the computer cannot keep up, frames come late, then some are lost: gaps in the numbers"
 
 
 class TwinCamera:

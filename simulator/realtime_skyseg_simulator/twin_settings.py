@@ -17,7 +17,7 @@ class TwinSettings(DriverSettings):
     """Settings of the camera driver `twin`: a simulated sample, magnet and Kerr microscope."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
-    """Where the microscope listens on this machine: the same in `field`; 0: a free one, for a twin without magnet."""
+    """Where the microscope listens on this computer: the same in `field`; 0: a free one, for a twin without magnet."""
     height_px: Annotated[int, Field(ge=32, le=4096)] = 512
     """Of the images."""
     width_px: Annotated[int, Field(ge=32, le=4096)] = 672

@@ -135,10 +135,10 @@ def limit(size):
 for number in range(int(sys.argv[3])):
     folder = Path(sys.argv[1]) / str(number)
     writer = SmallDisk(folder / "run.h5", (64, 64), np.dtype(np.uint16), ORIGIN, threads=1, flush_s=1e9,
-                       segment_gb=float(sys.argv[4]) or None)
+                       volume_gb=float(sys.argv[4]) or None)
     if sys.argv[4] == "0":
         limit((folder / "run.h5.partial").stat().st_size + 12_000 * number)
-    else:  # of the segments, or of the run file
+    else:  # of the volumes, or of the run file
         limit(3000 * number)
     try:
         for index in range(40):
@@ -159,11 +159,11 @@ for number in range(int(sys.argv[3])):
 """
 
 
-@pytest.mark.parametrize("segment_gb", [0, pytest.param(0.0002, marks=pytest.mark.slow)])
-def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_taken(tmp_path: Path, segment_gb: float) -> None:
+@pytest.mark.parametrize("volume_gb", [0, pytest.param(0.0002, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_taken(tmp_path: Path, volume_gb: float) -> None:
     rounds = 40
     folders = str(tmp_path), str(Path(__file__).parents[1])
-    program = [sys.executable, "-c", EVERYWHERE, *folders, str(rounds), str(segment_gb)]
+    program = [sys.executable, "-c", EVERYWHERE, *folders, str(rounds), str(volume_gb)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     for number in range(rounds):

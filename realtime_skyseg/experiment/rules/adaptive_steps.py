@@ -15,7 +15,7 @@ class AdaptiveStepsRule:
 
     def __init__(self, rule: AdaptiveSteps) -> None:
         self._rule = rule
-        self._leg = -2
+        self._branch = -2
         self._base: float | None = None  # count at the step before
         self._fine_left = 0  # fine steps until they are coarse again
         self._searching = rule.reset_mT is not None
@@ -43,7 +43,7 @@ class AdaptiveStepsRule:
             return Decision(
                 "set", f"back to {back:g} mT{left}, to meet the change in fine steps", back, frames=self._frames
             )
-        if not self._searching or at.step.leg < 0:
+        if not self._searching or at.step.branch < 0:
             return None
         if len(self._rest) < 3 or abs(now.count - float(np.median(self._rest))) < rule.change:
             self._agree = 0
@@ -77,7 +77,7 @@ class AdaptiveStepsRule:
         """See `Decider`."""
         rule = self._rule
         self._enter(at)
-        if at.step.leg < 0:
+        if at.step.branch < 0:
             return None
         here, end = at.step.field_mT, at.leg_mT[1]
         if here == end:
@@ -101,9 +101,9 @@ class AdaptiveStepsRule:
         return Decision("set", "fine step" if fine else "coarse step", after)
 
     def _enter(self, at: Situation) -> None:
-        """Forget the count of a leg that went another way."""
-        if at.step.leg != self._leg:
-            self._leg = at.step.leg
+        """Forget the count of a branch that went another way."""
+        if at.step.branch != self._branch:
+            self._branch = at.step.branch
             self._base = None
             self._rest.clear()
             self._agree = 0

@@ -1,4 +1,4 @@
-"""What this machine is."""
+"""What this computer is."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def machine() -> dict[str, Any]:
+def computer() -> dict[str, Any]:
     """What the figures hold for."""
     from realtime_skyseg.segmentation.openvino_engine import capabilities
 

@@ -63,7 +63,7 @@ _ENDS: dict[Told, tuple[Literal["aborted", "fault"], str]] = {
 }
 
 
-class Machine:
+class StateMachine:
     """Carries out a programme with its rules.
 
     Args:
@@ -85,7 +85,7 @@ class Machine:
             place: deque(maxlen=_UNANSWERED) for place, (_, one) in enumerate(self._rules) if one is None
         }
         self._acted_frame = -1  # the newest when a rule was obeyed last
-        self._legs = _legs(self.steps)
+        self._branches = _branches(self.steps)
         self.finished: Finished | None = None
         self.paused = False
         self.waiting = False  # for a fresh result
@@ -241,7 +241,7 @@ class Machine:
     def _situation(self, step: Step, settled: bool) -> Situation:
         return Situation(
             step, self._target, self._m.set_mT, settled, self._direction,
-            self._legs.get(step.leg, (step.field_mT, step.field_mT)),
+            self._branches.get(step.branch, (step.field_mT, step.field_mT)),
         )  # fmt: skip
 
     # --- decisions ---
@@ -316,7 +316,7 @@ class Machine:
     def _act(self, step: Step, decision: Decision, new: float) -> None:
         match decision.action:
             case "set":
-                if step.leg >= 0:
+                if step.branch >= 0:
                     self._collected = []
                 settle_s = step.settle_s if decision.settle_s is None else max(step.settle_s, decision.settle_s)
                 frames = step.frames if decision.frames is None else decision.frames
@@ -332,8 +332,8 @@ class Machine:
                 self._ending = Finished("stopped", decision.reason)
                 self._begin(
                     replace(
-                        step, kind="after", leg=-1, field_mT=new, frames=decision.frames or 0, stay_s=0.0, moving=False,
-                        ac=None, pulse=None, demagnetise=None, rate_mT_per_s=None,
+                        step, kind="after", branch=-1, field_mT=new, frames=decision.frames or 0, stay_s=0.0,
+                        moving=False, ac=None, pulse=None, demagnetise=None, rate_mT_per_s=None,
                     )
                 )  # fmt: skip
             case "end_part":
@@ -447,7 +447,7 @@ class Machine:
             passed_s = 0.0
 
     def _begin(self, step: Step) -> None:
-        if step.leg < 0 or (self._step is not None and step.leg != self._step.leg):
+        if step.branch < 0 or (self._step is not None and step.branch != self._step.branch):
             self._resumed = False
         self._step = step
         self._collected = []
@@ -625,10 +625,10 @@ class Machine:
         self._step = None
         if self._settings.dry_run or self._refusal(step, new, None):
             return
-        # The last planned step of this leg that is passed: the next leg begins after the leg's last one.
+        # The last planned step of this branch that is passed: the next branch begins after the branch's last one.
         at = self._at
         way = 1 if new > step.field_mT else -1
-        while at + 1 < len(self.steps) and self.steps[at + 1].leg == step.leg:
+        while at + 1 < len(self.steps) and self.steps[at + 1].branch == step.branch:
             if (self.steps[at + 1].field_mT - new) * way > 1e-9:
                 break
             at += 1
@@ -691,14 +691,14 @@ def _applies(rule: Any, step: Step) -> bool:
     return rule.during is None or step.part in rule.during
 
 
-def _legs(steps: Sequence[Step]) -> dict[int, tuple[float, float]]:
-    """Where the steps of each leg begin and end."""
-    legs: dict[int, tuple[float, float]] = {}
+def _branches(steps: Sequence[Step]) -> dict[int, tuple[float, float]]:
+    """Where the steps of each branch begin and end."""
+    branches: dict[int, tuple[float, float]] = {}
     for step in steps:
-        if step.leg >= 0:
+        if step.branch >= 0:
             begin = step.from_mT if step.from_mT is not None else step.field_mT
-            legs[step.leg] = (legs[step.leg][0] if step.leg in legs else begin, step.field_mT)
-    return legs
+            branches[step.branch] = (branches[step.branch][0] if step.branch in branches else begin, step.field_mT)
+    return branches
 
 
 def _plain(value: float) -> float | None:

@@ -1,6 +1,6 @@
 """Raw frames and masks of a long run in several files of a fixed number of frames each, under one run file.
 
-NAME.h5 shows them as its own stacks (virtual datasets). The files are NAME.segments/0.h5, 1.h5, ...: each holds `raw`
+NAME.h5 shows them as its own stacks (virtual datasets). The files are NAME.volumes/0.h5, 1.h5, ...: each holds `raw`
 and `mask`, and belongs to frames k n to (k + 1) n - 1. They have their final names from the beginning, because NAME.h5
 names them before they exist.
 """
@@ -24,18 +24,21 @@ Kind = Literal["raw", "mask"]
 #: Handles that opening a file takes, and one more.
 _SPARE = 3
 
+#: How the folder's name ends; version 0.1 wrote the second.
+SUFFIXES = (".volumes", ".segments")
+
 #: Attribute of a virtual stack.
 FRAMES_PER_FILE = "frames_per_file"
 
 
 @dataclass(slots=True)
-class _Segment:
+class _Volume:
     file: h5py.File
     stacks: dict[Kind, DirectDataset]
     handle: int  # to bring it to the disk
 
 
-class Segments:
+class Volumes:
     """The files of a run that is being written, by one thread.
 
     Args:
@@ -51,7 +54,7 @@ class Segments:
         self.frames = frames
         self._shape, self._dtype = shape, dtype
         self._made = 0
-        self._open: dict[int, _Segment] = {}
+        self._open: dict[int, _Volume] = {}
         self._reached = {"raw": 0, "mask": 0}  # indices rise; what is behind both is closed
         self._spare: list[int] = []
         self._hold_spare()
@@ -73,13 +76,13 @@ class Segments:
 
     def flush(self) -> None:
         """Hand everything to the system."""
-        for segment in self._open.values():
-            segment.file.flush()
+        for volume in self._open.values():
+            volume.file.flush()
 
     @property
     def handles(self) -> list[int]:
         """Of the open files. For any thread, which must expect that one was closed meanwhile."""
-        return [segment.handle for segment in list(self._open.values())]
+        return [volume.handle for volume in list(self._open.values())]
 
     def close(self) -> None:
         """Close all files."""
@@ -102,7 +105,7 @@ class Segments:
                 )  # fmt: skip
             file.swmr_mode = True
             stacks: dict[Kind, DirectDataset] = {kind: DirectDataset(file, kind) for kind, _, _ in kinds}
-            self._open[number] = _Segment(file, stacks, os.open(path, os.O_RDWR))
+            self._open[number] = _Volume(file, stacks, os.open(path, os.O_RDWR))
         except BaseException:
             if file:
                 with suppress(OSError, RuntimeError):
@@ -122,9 +125,9 @@ class Segments:
             os.close(self._spare.pop())
 
     def _close(self, number: int) -> None:
-        segment = self._open.pop(number)
-        segment.file.close()
-        os.close(segment.handle)
+        volume = self._open.pop(number)
+        volume.file.close()
+        os.close(volume.handle)
 
 
 def new_virtual_stack(
@@ -137,7 +140,7 @@ def new_virtual_stack(
     n: int,
     kind: Kind,
 ) -> h5py.Dataset:
-    """A stack of all segments that exist, and will: a virtual dataset whose sources are numbered."""
+    """A stack of all volumes that exist, and will: a virtual dataset whose sources are numbered."""
     endless = h5py.h5s.UNLIMITED
     view = h5py.h5s.create_simple((0, *shape), (endless, *shape))
     view.select_hyperslab((0, 0, 0), (endless, 1, 1), stride=(n, *shape), block=(n, *shape))

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from realtime_skyseg import json_text
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
-from realtime_skyseg.experiment.machine import Machine
 from realtime_skyseg.experiment.orders import AskRule, Moment, Row, Told
 from realtime_skyseg.experiment.rule_process import RuleProcess
 from realtime_skyseg.experiment.rules import Seen, sources
+from realtime_skyseg.experiment.state_machine import StateMachine
 from realtime_skyseg.programme import ExperimentSettings, Limits, PythonRule
 from realtime_skyseg.records import Skipped
 from realtime_skyseg.storage import Run, open_run
@@ -30,7 +30,7 @@ _MAY_CHANGE = {"read_every_ms", "heartbeat_s", "initial_mT", "dry_run", "min_dom
 class Past:
     """What a run file says happened, decided again."""
 
-    machine: Machine
+    machine: StateMachine
     now_s: float = 0.0  # of the last moment
     steps: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -93,7 +93,7 @@ def changed_since(path: Path, config: Config) -> list[str]:
     return changed + [f"the Python rule in '{file}'" for file, digest in files.items() if rules.get(file) != digest]
 
 
-def replay(
+def decide_again(
     path: Path, settings: ExperimentSettings | None = None, magnet: Limits | None = None, ask: bool = True
 ) -> Past:
     """Tell a new machine everything that the run's was told.
@@ -116,10 +116,10 @@ def replay(
         settings, magnet = settings or own[0], magnet or own[1]
         before = experiment["resumed_from"]
         if before:
-            past = replay(_found(Path(before), path), settings, magnet, ask)
+            past = decide_again(_found(Path(before), path), settings, magnet, ask)
             past.own = (len(past.steps), len(past.decisions))
         else:
-            past = Past(Machine(settings, magnet))
+            past = Past(StateMachine(settings, magnet))
         known = "rule" in (experiment["inputs"].dtype.names or ())
         with _Rules(settings, past, ask or not known, known) as rules:
             for moment in _moments(run, experiment["inputs"], past):
@@ -237,10 +237,10 @@ def _moments(run: Run, inputs: np.ndarray, past: Past) -> Iterator[Moment]:
 def redecide(path: str | Path) -> list[str]:
     """Decide a run again from its file, and compare step by step; one sentence per difference, none where all agree.
 
-    Raises as `replay`.
+    Raises as `decide_again`.
     """
     path = Path(path)
-    past = replay(path)
+    past = decide_again(path)
     differences = past.differences
     with open_run(path) as run:
         experiment = run.experiment
