@@ -4,7 +4,7 @@ python benchmarks/experiment.py stop    [--seeds 5]                     adaptive
 python benchmarks/experiment.py hold    [--seeds 3] [--targets 20 40]   a count is kept, with a stray field on the way
 python benchmarks/experiment.py latency [--seconds 30]                  live: from the frame to the field on the device
 
-`stop` and `hold` run in simulated time, so that a busy machine changes nothing: the film, the Kerr camera, the shipped
+`stop` and `hold` run in simulated time, so that a busy computer changes nothing: the film, the Kerr camera, the shipped
 model, the experiment's machine and the guard's own magnet code, in one thread on one clock, with decisions that come
 `--delay-ms` after the frame. `--truth` leaves camera and model out, and counts in the film itself. `latency` runs the
 service with the settings of `configs/sweep_hold.yaml`, and reads the times at which the device was set.

@@ -22,12 +22,12 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import validate
 from realtime_skyseg.service import Summary
 
-SERVER = Path(__file__).parents[1] / "tests" / "fake_mm_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "drivers" / "fake_mm_server.py"
 WIDTH, HEIGHT = 672, 512
 
 
 class StandIn:
-    """`tests/fake_mm_server.py` in its process."""
+    """`tests/drivers/fake_mm_server.py` in its process."""
 
     def __init__(self, exposure_ms: float) -> None:
         self._exposure_ms = exposure_ms

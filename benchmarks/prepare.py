@@ -4,7 +4,7 @@
 
 Each line switches one more step on; the time is that of the whole stage as the service measures it, scaling for the
 network included. Frames drift slowly and vibrate by 0.1 px, as under a microscope. `cpu` is the median of the time that
-this thread had a core: on a busy machine it says more than the time on the clock.
+this thread had a core: on a busy computer it says more than the time on the clock.
 """
 
 import argparse

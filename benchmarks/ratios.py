@@ -3,8 +3,8 @@
     python benchmarks/ratios.py [--renew]
 
 Each ratio is our code against a library's for the same data, both on one thread, in turn, so that the machine's speed
-and load fall out; the shortest of many calls counts on both sides. tests/test_bench_guard.py fails where one is more
-than 25 % above the recorded one. `--renew` writes those of this machine to ratios.json.
+and load fall out; the shortest of many calls counts on both sides. tests/bench/test_bench_guard.py fails if one is
+more than 25 % above the recorded one. `--renew` writes those of this computer to ratios.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RECORDED = Path(__file__).with_name("ratios.json")
 
 
 def processor() -> str:
-    """What arithmetic this processor has: ratios hold among machines that have the same."""
+    """What arithmetic this processor has: ratios hold among computers that have the same."""
     return " ".join(capabilities())
 
 

@@ -1,4 +1,4 @@
-"""Does this machine keep up? Replays the bundled recording at a camera's rate under policy `latest`.
+"""Does this computer keep up? Replays the bundled recording at a camera's rate under policy `latest`.
 
 
 python benchmarks/replay.py --rate-hz 25 --seconds 60

@@ -86,7 +86,7 @@ def table(run_file: Path, truth: Path, steps: list[tuple[str, float, int, int]])
         here = (seen["camera_ns"] >= from_ns) & (seen["camera_ns"] < to_ns) & (seen["count"] >= 0)
         there = (exposed_ns >= from_ns) & (exposed_ns < to_ns)
         if not (here.any() and there.any()):
-            continue  # the machine was too busy for a frame
+            continue  # the computer was too busy for a frame
         means = (float(seen[name][here].mean()) for name in ("field_mT", "count"))
         rows.append((branch, field_mT, *means, float(counts[there].mean()), float(seen["stripes"][here].mean())))
     return rows

@@ -9,6 +9,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
+from test_analyse import forget_results
 
 import realtime_skyseg as sky
 from realtime_skyseg.cli import main
@@ -53,6 +55,23 @@ def test_an_old_run_file_is_filled_in(tmp_path: Path) -> None:
     with sky.open_run(tmp_path / "out" / "old.h5") as run:
         assert not run.table["skipped"].any()
         assert not any(run.problem(frame) for frame in range(run.n_frames))
+
+
+def test_an_old_run_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 0.1 said `segment_gb` and `NAME.segments`."""
+    monkeypatch.setattr("realtime_skyseg.storage.writer.SUFFIXES", (".segments",))
+    record = {"folder": str(tmp_path), "name": "run", "segment_gb": 1e-4}
+    config = validate(
+        {"camera": {"driver": "replay", "path": "bundled"}, "stream": {"enabled": False}, "record": record}
+    )
+    summary = sky.Service(config).run()
+    assert (tmp_path / "run.segments" / "1.h5").exists()
+    shutil.copytree(tmp_path / "run.segments", tmp_path / "partly" / "run.segments")
+    partly = forget_results(Path(summary.run_file), tmp_path / "partly" / "run.h5", [3, 4, 5])
+    assert main(["analyse", str(partly), "--out", str(tmp_path / "out")]) == 0
+    with sky.open_run(tmp_path / "out" / "run.h5") as run, sky.open_run(summary.run_file) as old:
+        np.testing.assert_array_equal(run.mask[()], old.mask[()])
+        assert not [p for frame in range(run.n_frames) if (p := run.problem(frame))]
 
 
 def test_an_old_run_file_is_rescued(tmp_path: Path) -> None:

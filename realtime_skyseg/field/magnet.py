@@ -1,6 +1,6 @@
 """What the field guard decides: what the supply is told and when, what is believed, and what the service hears.
 
-Clock, supply and messages are handed in, so that nights full of faults can be simulated (`tests/field_world.py`).
+Clock, supply and messages are handed in, so that nights full of faults can be simulated (`tests/field/field_world.py`).
 
 Longer than other files: one class, because every decision looks at the same interval of what the supply may stand at.
 """

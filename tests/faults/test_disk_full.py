@@ -162,7 +162,7 @@ for number in range(int(sys.argv[3])):
 @pytest.mark.parametrize("volume_gb", [0, pytest.param(0.0002, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_taken(tmp_path: Path, volume_gb: float) -> None:
     rounds = 40
-    folders = str(tmp_path), str(Path(__file__).parents[1])
+    folders = str(tmp_path), str(Path(__file__).parents[1] / "storage")
     program = [sys.executable, "-c", EVERYWHERE, *folders, str(rounds), str(volume_gb)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

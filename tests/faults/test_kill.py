@@ -105,7 +105,7 @@ def test_a_kill_at_any_write_of_a_flush_damages_nothing(tmp_path: Path, step: in
 
     def write(*options: str) -> None:
         (tmp_path / "run.h5.partial").unlink(missing_ok=True)
-        program = [sys.executable, "-c", WRITES, str(tmp_path / "run.h5"), str(Path(__file__).parents[1])]
+        program = [sys.executable, "-c", WRITES, str(tmp_path / "run.h5"), str(Path(__file__).parents[1] / "storage")]
         how = ["-f", "-qq", "-o", str(tmp_path / "trace"), "-e", "trace=pwrite64,write", *options]
         subprocess.run(["strace", *how, *program], stdout=subprocess.DEVNULL, check=False)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from realtime_skyseg.config import DEMO, json_schema, load_config, load_training, validate
 from realtime_skyseg.errors import SettingsError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 WRONG = [
     # settings, what the sentence must say

@@ -36,7 +36,7 @@ from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.records import Frame
 from realtime_skyseg.service import Summary
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 #: Small, so that a frame takes some 2 ms.
 SMALL = {"port": 0, "height_px": 96, "width_px": 128, "optics": {"dirt_spots": 3}}

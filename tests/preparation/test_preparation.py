@@ -767,7 +767,7 @@ def test_the_control_socket_takes_a_background(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "raw-images.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "raw-images.md").read_text(encoding="utf-8")
     sections = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     scene = texture((512, 672))
     write_stack(tmp_path / "raw.tif", [moved(scene, 0.5 * k, 0).astype(np.uint16) for k in range(4)])
@@ -789,7 +789,7 @@ def test_the_twins_raw_images_live(tmp_path: Path) -> None:
         f"control.address={address}", "control.enabled=true", "stream.enabled=false", f"record.folder={tmp_path}",
         "prepare.background=take", "prepare.drift=true", "prepare.average_frames=4", "prepare.flat_field=background",
     ]  # fmt: skip
-    service = sky.Service(sky.load_config(Path(__file__).parents[1] / "configs" / "twin.yaml", overrides))
+    service = sky.Service(sky.load_config(Path(__file__).parents[2] / "configs" / "twin.yaml", overrides))
     summaries: list[Any] = []
     runner = threading.Thread(target=lambda: summaries.append(service.run()))
 

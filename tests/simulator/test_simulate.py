@@ -21,7 +21,7 @@ from realtime_skyseg.records import Class
 from realtime_skyseg.training.labelled import read_labelled
 
 SWEEP = BUNDLED.with_suffix(".yaml")
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 SEQUENCE = {
     "view_px": [96, 128],

@@ -81,10 +81,10 @@ def test_a_key_twice_is_refused_with_its_place(tmp_path: Path) -> None:
 
 
 def test_texts_and_numbers_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+    demo = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
     folder = tmp_path / "sample #2"
     folder.mkdir()
-    shutil.copy(Path(__file__).parents[1] / "docs" / "images" / "soak.png", folder / "1.png")
+    shutil.copy(Path(__file__).parents[2] / "docs" / "images" / "soak.png", folder / "1.png")
     config = load_config(demo, [f"camera.path={folder}", "camera.rate_hz=010", "record.title=2026-11-25 # first"])
     assert config.record.title == "2026-11-25 # first"
     assert config.camera.model_extra is not None

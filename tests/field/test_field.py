@@ -379,7 +379,7 @@ server.main()
 def test_a_property_of_an_open_micro_manager() -> None:
     pytest.importorskip("mm_test_adapters")
     server = subprocess.Popen(
-        [sys.executable, "-c", MM_WITH_DA, str(Path(__file__).parent), "--off"],
+        [sys.executable, "-c", MM_WITH_DA, str(Path(__file__).parents[1] / "drivers"), "--off"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stdin is not None
@@ -1062,7 +1062,7 @@ def test_check_hardware_reads_everything_and_sets_nothing(
 
 def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mm_test_adapters")
-    page = (Path(__file__).parents[1] / "docs" / "magnet.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "magnet.md").read_text(encoding="utf-8")
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1], {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "20.0 mT"
@@ -1070,7 +1070,7 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_example_settings_are_valid() -> None:
-    config = load_config(Path(__file__).parents[1] / "configs" / "magnet_visa.yaml")
+    config = load_config(Path(__file__).parents[2] / "configs" / "magnet_visa.yaml")
     assert config.field is not None
     assert config.field.initial_mT is None
     assert validate(yaml.safe_load(config.to_yaml())) == config

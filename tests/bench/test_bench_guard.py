@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def guard() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ratios", Path(__file__).parents[1] / "benchmarks" / "ratios.py")
+    spec = importlib.util.spec_from_file_location("ratios", Path(__file__).parents[2] / "benchmarks" / "ratios.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -552,7 +552,7 @@ def test_the_same_programme_on_the_demo_camera(tmp_path: Path) -> None:
     """One line of the settings is another one: the rig."""
     pytest.importorskip("mm_test_adapters")
     pytest.importorskip("mmpycorex")
-    configs = Path(__file__).parents[1] / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     text = (configs / "sweep_loop.yaml").read_text(encoding="utf-8")
     for rig in ("sweep_rig_twin.yaml", "sweep_rig_demo.yaml"):
         (tmp_path / rig).write_text((configs / rig).read_text(encoding="utf-8"))
@@ -578,7 +578,7 @@ def test_the_same_programme_on_the_demo_camera(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_docs(tmp_path: Path, supply: Supply, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/scripting.md: a run in ten lines, and a rule, on the camera and supply of these tests."""
-    page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text(encoding="utf-8")
     run, rule, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (rules,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)

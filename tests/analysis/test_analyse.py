@@ -48,8 +48,9 @@ def forget_results(path: Path, target: Path, indices: list[int], cause: Skipped 
                      "objects_crc32", "result_crc32"):  # fmt: skip
             frames[name][indices] = frames[name].fillvalue
         frames["skipped"][indices] = cause
+        masks = file["entry/segmentation/mask"]
         for index in indices:
-            file["entry/segmentation/mask"][index] = NOT_ANALYSED
+            masks[index] = np.full(masks.shape[1:], NOT_ANALYSED, np.uint8)  # a scalar lands elsewhere in a virtual one
         kept = objects[~np.isin(objects["frame"], indices)]
         tables.replace(file[layout.OBJECTS], layout.OBJECT_COLUMNS, kept)
     return target

@@ -190,7 +190,7 @@ def test_the_text_of_the_description_is_kept(kepco: Kepco, tmp_path: Path) -> No
 
 def test_the_driver_of_the_docs(kepco: Kepco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymeasure")
-    page = (Path(__file__).parents[1] / "docs" / "magnet.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "magnet.md").read_text(encoding="utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "KepcoField" in block)
     lab = tmp_path / "lab"
     info = lab / "my_lab-1.dist-info"

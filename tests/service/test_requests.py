@@ -249,7 +249,7 @@ def through_the_loop(config: Config, n: int, low: float, high: float, tolerance_
 @pytest.mark.parametrize("device", ["twin", "mm_property", "visa"])
 def test_each_value_is_that_of_its_own_target(tmp_path: Path, device: str, n: int) -> None:
     if device == "twin":
-        tree = sky.load_config(Path(__file__).parents[1] / "configs" / "twin.yaml").model_dump(mode="json")
+        tree = sky.load_config(Path(__file__).parents[2] / "configs" / "twin.yaml").model_dump(mode="json")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         tree["camera"]["port"] = tree["field"]["port"] = port
