@@ -1,10 +1,13 @@
 """What a column of numbers holds, declared once for everything that stores, reads, shows or sends it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: What a quantity belongs to; "row": of a table of something else.
+Of = Literal["frame", "object", "map", "row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class Quantity:
     fill: Any = 0  # the value if there is none
     unit: str = ""  # "mT", "px", "ns"; "": none
     meaning: str = ""  # one sentence
-    of: Literal["frame", "object", "map", "row"] = "row"  # "row": of a table that is neither
+    of: Of = "row"
     cell_px: int = 1  # of a map: each value is that of so many pixels squared
 
     def map_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -33,9 +36,9 @@ class Quantity:
 Columns = dict[str, Quantity]
 
 
-def columns(*quantities: Quantity) -> Columns:
-    """Quantities by their names, in order."""
-    return {quantity.name: quantity for quantity in quantities}
+def columns(*quantities: Quantity, of: Of | None = None) -> Columns:
+    """Quantities by their names, in order; all of them of one thing, if it is given."""
+    return {quantity.name: replace(quantity, of=of) if of else quantity for quantity in quantities}
 
 
 def row_dtype(declared: Columns) -> np.dtype[Any]:

@@ -6,23 +6,19 @@ run file written. Frames of other sizes are cut and mirrored from the recording'
 """
 
 from realtime_skyseg.bench.case import Case, cases_of
-from realtime_skyseg.bench.latency import bench, listen
+from realtime_skyseg.bench.latency import bench
 from realtime_skyseg.bench.made_frames import discs
-from realtime_skyseg.bench.peer import TENSORFLOW, against
+from realtime_skyseg.bench.peer import against
 from realtime_skyseg.bench.report import draw, report, report_against
 from realtime_skyseg.bench.saturation import saturation
-from realtime_skyseg.bench.this_computer import computer
 
 __all__ = [
-    "TENSORFLOW",
     "Case",
     "against",
     "bench",
     "cases_of",
-    "computer",
     "discs",
     "draw",
-    "listen",
     "report",
     "report_against",
     "saturation",

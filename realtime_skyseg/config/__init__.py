@@ -3,47 +3,36 @@
 `python -m realtime_skyseg.config` prints the JSON Schema for editors (kept in `configs/skyseg.schema.json`).
 """
 
-from realtime_skyseg.config.addresses import is_loopback
 from realtime_skyseg.config.loading import json_schema, load_config, load_training, overridden, read_yaml, validate
 from realtime_skyseg.config.sections import (
     DEFAULT_ADDRESS,
     DEFAULT_CONTROL_ADDRESS,
-    AccessSettings,
     AnalysisSettings,
     CameraSettings,
-    ControlSettings,
     EngineChoice,
     FieldSettings,
     MeasureSettings,
-    MetricsSettings,
     PrepareSettings,
-    RecordSettings,
     StreamSettings,
 )
 from realtime_skyseg.config.sentences import sentence
 from realtime_skyseg.config.settings import DEMO, Config
-from realtime_skyseg.config.training import SHAPE_KEYS, ClassName, TrainingSettings
+from realtime_skyseg.config.training import SHAPE_KEYS, TrainingSettings
 
 __all__ = [
     "DEFAULT_ADDRESS",
     "DEFAULT_CONTROL_ADDRESS",
     "DEMO",
     "SHAPE_KEYS",
-    "AccessSettings",
     "AnalysisSettings",
     "CameraSettings",
-    "ClassName",
     "Config",
-    "ControlSettings",
     "EngineChoice",
     "FieldSettings",
     "MeasureSettings",
-    "MetricsSettings",
     "PrepareSettings",
-    "RecordSettings",
     "StreamSettings",
     "TrainingSettings",
-    "is_loopback",
     "json_schema",
     "load_config",
     "load_training",

@@ -4,17 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realtime_skyseg.experiment.controller import Experiment, Outcome
+    from realtime_skyseg.experiment.controller import Experiment
     from realtime_skyseg.experiment.decide_again import redecide
     from realtime_skyseg.experiment.outcome import fields, report, transitions, write_clips
-    from realtime_skyseg.experiment.rules import Seen
 
-__all__ = ["Experiment", "Outcome", "Seen", "fields", "redecide", "report", "transitions", "write_clips"]
+__all__ = ["Experiment", "fields", "redecide", "report", "transitions", "write_clips"]
 
 _PLACES = {
     "Experiment": "controller",
-    "Outcome": "controller",
-    "Seen": "rules",
     "fields": "outcome",
     "redecide": "decide_again",
     "report": "outcome",

@@ -1,6 +1,5 @@
 """The magnet: the guard, a process of its own that alone has the supply, and `FieldGuard`, the service's way to it."""
 
 from realtime_skyseg.field.client import FieldGuard
-from realtime_skyseg.field.keeper import Reading
 
-__all__ = ["FieldGuard", "Reading"]
+__all__ = ["FieldGuard"]

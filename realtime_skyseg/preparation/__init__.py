@@ -7,16 +7,13 @@ frame. The frame is first brought to the background's brightness, so that a flic
 """
 
 from realtime_skyseg.preparation.background import load_image
-from realtime_skyseg.preparation.drift import REACH_PX, Drift, reach
-from realtime_skyseg.preparation.image import FloatImage, crop
-from realtime_skyseg.preparation.preparation import Preparation, Prepared, check_model
+from realtime_skyseg.preparation.drift import Drift, reach
+from realtime_skyseg.preparation.image import crop
+from realtime_skyseg.preparation.preparation import Preparation, check_model
 
 __all__ = [
-    "REACH_PX",
     "Drift",
-    "FloatImage",
     "Preparation",
-    "Prepared",
     "check_model",
     "crop",
     "load_image",

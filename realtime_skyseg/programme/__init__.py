@@ -5,27 +5,16 @@ touching anything; `check` compares those with the limits of the magnet; `estima
 """
 
 from realtime_skyseg.programme.checking import check, check_quantities
-from realtime_skyseg.programme.duration import Estimate, estimate
+from realtime_skyseg.programme.duration import estimate
 from realtime_skyseg.programme.limits import Limits
 from realtime_skyseg.programme.parts import (
     AC_POINT_S,
-    MAX_STEPS,
     RAMP_POINT_S,
-    AlternatingField,
     Demagnetise,
-    FieldList,
     Hold,
-    InPlanePulse,
-    Loop,
-    Part,
-    Positive,
-    Ramp,
-    Repeat,
-    Staircase,
     grid,
 )
 from realtime_skyseg.programme.rules import (
-    QUANTITIES,
     AdaptiveSteps,
     Condition,
     EventName,
@@ -35,36 +24,23 @@ from realtime_skyseg.programme.rules import (
     Rule,
     StopWhen,
 )
-from realtime_skyseg.programme.settings import ExperimentSettings, Interlocks
+from realtime_skyseg.programme.settings import ExperimentSettings
 from realtime_skyseg.programme.steps import Step, alternating, expand
 
 __all__ = [
     "AC_POINT_S",
-    "MAX_STEPS",
-    "QUANTITIES",
     "RAMP_POINT_S",
     "AdaptiveSteps",
-    "AlternatingField",
     "Condition",
     "Demagnetise",
-    "Estimate",
     "EventName",
     "ExperimentSettings",
-    "FieldList",
     "Hold",
     "HoldCount",
-    "InPlanePulse",
-    "Interlocks",
     "Limits",
-    "Loop",
     "OnEvent",
-    "Part",
-    "Positive",
     "PythonRule",
-    "Ramp",
-    "Repeat",
     "Rule",
-    "Staircase",
     "Step",
     "StopWhen",
     "alternating",

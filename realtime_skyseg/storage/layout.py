@@ -54,91 +54,55 @@ PROVENANCE = "entry/provenance"
 
 #: Known when a frame is written.
 FRAME_COLUMNS: Columns = columns(
-    Quantity("written", "u1", 0, "", "1 where the raw frame is in this file", of="frame"),
-    Quantity("number", "i8", -1, "", "the camera's own frame number", of="frame"),
-    Quantity("camera_lost", "u4", 0, "", "frames the camera lost right before this one", of="frame"),
-    Quantity(
-        "camera_ns", "i8", -1, "ns", "the camera's time stamp on the clock named in provenance; -1: none", of="frame"
-    ),
-    Quantity("received_ns", "i8", 0, "ns", "hand-over by the camera, Unix time", of="frame"),
-    Quantity("written_ns", "i8", 0, "ns", "raw frame handed to HDF5, Unix time", of="frame"),
-    Quantity("write_ns", "i8", 0, "ns", "how long HDF5 took to write the compressed raw frame", of="frame"),
+    Quantity("written", "u1", 0, "", "1 where the raw frame is in this file"),
+    Quantity("number", "i8", -1, "", "the camera's own frame number"),
+    Quantity("camera_lost", "u4", 0, "", "frames the camera lost right before this one"),
+    Quantity("camera_ns", "i8", -1, "ns", "the camera's time stamp on the clock named in provenance; -1: none"),
+    Quantity("received_ns", "i8", 0, "ns", "hand-over by the camera, Unix time"),
+    Quantity("written_ns", "i8", 0, "ns", "raw frame handed to HDF5, Unix time"),
+    Quantity("write_ns", "i8", 0, "ns", "how long HDF5 took to write the compressed raw frame"),
     Quantity(
         "time_s",
         "f8",
         np.nan,
         "s",
         "since the start of the run (hand-over by a camera) or the first frame of a recording; NaN: unknown",
-        of="frame",
     ),
-    Quantity("field_mT", "f8", np.nan, "mT", "applied field, where known", of="frame"),
+    Quantity("field_mT", "f8", np.nan, "mT", "applied field, where known"),
     Quantity(
         "field_age_ns",
         "f8",
         np.nan,
         "ns",
         "time of exposure (camera_ns on Unix time, else received_ns) minus time of the field's read-back; NaN: none",
-        of="frame",
     ),
-    Quantity("raw_crc32", "i8", -1, "", "CRC-32 of the raw frame's bytes; -1: none", of="frame"),
+    Quantity("raw_crc32", "i8", -1, "", "CRC-32 of the raw frame's bytes; -1: none"),
     Quantity(
-        "row_crc32",
-        "i8",
-        -1,
-        "",
-        "CRC-32 of this frame's values in the columns that the attribute 'covers' lists",
-        of="frame",
+        "row_crc32", "i8", -1, "", "CRC-32 of this frame's values in the columns that the attribute 'covers' lists"
     ),
+    of="frame",
 )
 
 #: Known when a frame was analysed, or will not be.
 RESULT_COLUMNS: Columns = columns(
-    Quantity("skipped", "u1", Skipped.PENDING, "", "why the frame was not analysed; 0: it was", of="frame"),
+    Quantity("skipped", "u1", Skipped.PENDING, "", "why the frame was not analysed; 0: it was"),
     *FRAME_QUANTITIES.values(),
-    Quantity("segmented_ns", "i8", 0, "ns", "measurement ready, Unix time", of="frame"),
-    Quantity("published_ns", "i8", 0, "ns", "handed to the stream, Unix time; 0: not published", of="frame"),
+    Quantity("segmented_ns", "i8", 0, "ns", "measurement ready, Unix time"),
+    Quantity("published_ns", "i8", 0, "ns", "handed to the stream, Unix time; 0: not published"),
+    Quantity("drift_x_px", "f4", np.nan, "px", "how far the frame has moved right of its background; NaN: not sought"),
+    Quantity("drift_y_px", "f4", np.nan, "px", "the same, down"),
     Quantity(
-        "drift_x_px",
-        "f4",
-        np.nan,
-        "px",
-        "how far the frame has moved right of its background; NaN: not sought",
-        of="frame",
+        "drift_quality", "f4", np.nan, "", "correlation peak of the drift; where it is too low, the last drift was held"
     ),
-    Quantity("drift_y_px", "f4", np.nan, "px", "the same, down", of="frame"),
+    Quantity("source_crc32", "i8", -1, "", "CRC-32 of the bytes of the image that was segmented; equal to raw_crc32"),
+    Quantity("mask_crc32", "i8", -1, "", "CRC-32 of the mask's bytes; -1: none"),
     Quantity(
-        "drift_quality",
-        "f4",
-        np.nan,
-        "",
-        "correlation peak of the drift; where it is too low, the last drift was held",
-        of="frame",
+        "objects_crc32", "i8", -1, "", "CRC-32 of the bytes of this frame's rows in the table of objects; -1: none"
     ),
     Quantity(
-        "source_crc32",
-        "i8",
-        -1,
-        "",
-        "CRC-32 of the bytes of the image that was segmented; equal to raw_crc32",
-        of="frame",
+        "result_crc32", "i8", -1, "", "CRC-32 of this frame's values in the columns that the attribute 'covers' lists"
     ),
-    Quantity("mask_crc32", "i8", -1, "", "CRC-32 of the mask's bytes; -1: none", of="frame"),
-    Quantity(
-        "objects_crc32",
-        "i8",
-        -1,
-        "",
-        "CRC-32 of the bytes of this frame's rows in the table of objects; -1: none",
-        of="frame",
-    ),
-    Quantity(
-        "result_crc32",
-        "i8",
-        -1,
-        "",
-        "CRC-32 of this frame's values in the columns that the attribute 'covers' lists",
-        of="frame",
-    ),
+    of="frame",
 )
 
 #: The columns that vouch for the others of their kind.

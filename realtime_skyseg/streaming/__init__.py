@@ -3,7 +3,6 @@
 from realtime_skyseg.streaming.control import Control
 from realtime_skyseg.streaming.control_server import ControlServer
 from realtime_skyseg.streaming.messages import (
-    SCHEMA,
     CountsMessage,
     EventMessage,
     HeaderMessage,
@@ -18,7 +17,6 @@ from realtime_skyseg.streaming.publisher import Publisher
 from realtime_skyseg.streaming.subscriber import Subscriber
 
 __all__ = [
-    "SCHEMA",
     "Control",
     "ControlServer",
     "CountsMessage",

@@ -1,5 +1,6 @@
 """The publishing end of the stream."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from realtime_skyseg.streaming.messages import (
     encode,
     encode_result,
 )
+
+log = logging.getLogger(__name__)
 
 #: What was published last may stay in flight for this long after the end.
 _LINGER_MS = 500
@@ -140,11 +143,16 @@ class Publisher:
         """Send the raw frame in 8 bits to the viewers that ask for it, as often as they ask for."""
         if not self._previews:
             return
-        for (rate_hz, side_px), due in self._previews.items():
+        for (rate_hz, side_px), due in list(self._previews.items()):
             now = time.monotonic_ns()
             if now < due:
                 continue
-            head, image = self._encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
+            try:
+                head, image = self._encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
+            except Exception:  # what only a viewer wants must not end the analysis
+                log.exception("there is no preview of %d px any more", side_px)
+                del self._previews[rate_hz, side_px]
+                continue
             self._send([head, image.data])
             # In the rhythm that was asked for, though frames come in another one; and less often if it costs too much.
             period = 1_000_000_000 // rate_hz
