@@ -215,7 +215,7 @@ def plot_sweep(run: Run, path: Path) -> None:
 
 
 def plot_history(history: list[dict[str, float]], path: Path) -> None:
-    """Write a picture of a training: loss and validation figures over the steps.
+    """Write a picture of a training: loss and validation figures over the steps; dotted: on images learnt from.
 
     Args:
         history: as `Training.history`.
@@ -223,10 +223,18 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    panels = [("loss",), ("skyrmion_iou", "skyrmion_mcc", "object_f1"), ("count_mape", "defect_iou")]
+    panels = [
+        ("loss",),
+        ("pixel_accuracy", "skyrmion_iou", "skyrmion_mcc", "object_f1"),
+        ("count_mape", "defect_iou", "radius_bias_px"),
+    ]
     for axis, names in zip(axes, panels, strict=True):
         for name in names:
-            axis.plot([row["step"] for row in history], [row[name] for row in history], ".-", label=name)
+            (line,) = axis.plot([row["step"] for row in history], [row[name] for row in history], ".-", label=name)
+            if (learnt := f"training_{name}") in history[0]:
+                axis.plot(
+                    [row["step"] for row in history], [row[learnt] for row in history], ":", color=line.get_color()
+                )
         axis.set_xlabel("step")
         axis.legend()
     _save(figure, path)
@@ -265,6 +273,28 @@ def plot_cases(cases: list[tuple[str, Image, Mask, Mask]], path: Path) -> None:
             axis.imshow(overlay(image, outlined), interpolation="nearest")
             axis.set_title(f"{title}: {what}")
             axis.set_axis_off()
+    _save(figure, path)
+
+
+def plot_crops(images: NDArray[np.float32], masks: NDArray[np.uint8], path: Path) -> None:
+    """Write what a network learns from: crops, and the same with the outlines of their labels.
+
+    Args:
+        images: (n, height, width), scaled.
+        masks: (n, height, width) of classes.
+        path: the picture.
+    """
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 4.5 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        row, column = divmod(number, columns)
+        grey = np.clip(128 + 127 * image, 0, 255).astype(np.uint8)
+        axes[2 * row, column].imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[2 * row + 1, column].imshow(overlay(grey, mask), interpolation="nearest")
     _save(figure, path)
 
 

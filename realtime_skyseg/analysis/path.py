@@ -1,6 +1,7 @@
 """The way of one frame, for live runs and `skyseg analyse` alike: prepared image -> mask and objects -> analysers."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class FramePath:
     Attributes:
         backgrounds, events: what came of the last frame, for the run file and the stream.
         view: of the last frame, for analysers beside the path; None if it shows nothing.
+        polarity: -1 or 1 once a frame that counts as live has told whether skyrmions are dark or bright.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class FramePath:
         self._pixel_size_um = pixel_size_um
         self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
         self._first_ns: int | None = None
+        self.polarity = 0
         self.backgrounds: Sequence[Background] = ()
         self.events: list[tuple[str, str]] = []
         self.view: View | None = None
@@ -78,7 +81,11 @@ class FramePath:
             image, result.drift_px, result.drift_quality = ready.image, ready.drift_px, ready.drift_quality
         if not wanted:
             return None
-        found = self.segmenter.of_something(image, mark)
+        found = self.segmenter.of_something(image, mark, self.polarity)
+        if live and found.polarity and not self.polarity:
+            self.polarity = found.polarity
+            kind = "bright: the network is shown negatives" if found.polarity > 0 else "dark"
+            self.events.append(("polarity", f"since frame {frame.index} it is known that skyrmions are {kind}"))
         result.segmentation = self.preparation.place(found) if self.preparation else found
         if self._watched:
             self._analyse(result, self.preparation.place_image(image) if self.preparation else image)
@@ -93,7 +100,7 @@ class FramePath:
         self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
         self.view = View(
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
-            result.values, self._pixel_size_um, self._outputs,
+            result.values, self._pixel_size_um, partial(self._outputs, found.polarity > 0) if self._outputs else None,
         )  # fmt: skip
         columns = {}
         for analyser in self._analysers:

@@ -14,6 +14,9 @@ from realtime_skyseg.records import Class, Image, Mask, Polarity, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
 from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
+#: Objects whose contrast times area is less than this (px) tell no polarity.
+_EVIDENCE = 20.0
+
 
 class Segmenter:
     """A model with its engine and the rules of measurement. Used by one thread at a time.
@@ -108,9 +111,42 @@ class Segmenter:
             return Segmentation.of_nothing((image.shape[0], image.shape[1]))
         return self.of_something(image, mark)
 
-    def of_something(self, image: Image, mark: Callable[[str], None] = lambda stage: None) -> Segmentation:
-        """As a call, for an image that is known to show something."""
-        self._prepare(image)
+    def of_something(
+        self, image: Image, mark: Callable[[str], None] = lambda stage: None, polarity: int = 0
+    ) -> Segmentation:
+        """As a call, for an image that is known to show something.
+
+        Args:
+            image: as in a call.
+            mark: the same.
+            polarity: -1 or 1 if earlier images of the film have told that skyrmions are dark or bright; 0: a network
+                that knows dark ones only looks at the image and at its negative, which takes twice as long.
+        """
+        if self.model.polarity == "any":
+            return self._once(image, False, mark)
+        polarity = {"dark": -1, "bright": 1}.get(self._polarity, polarity)
+        if polarity:
+            found = self._once(image, polarity > 0, mark)
+            found.polarity = polarity
+            return found
+        dark = self._once(image, False, lambda stage: None)
+        seen = self._evidence(dark)
+        bright = self._once(image, True, mark)
+        seen -= self._evidence(bright)
+        if self._polarity == "both":
+            dark.mask[bright.mask == Class.SKYRMION] = Class.SKYRMION
+            return measure(dark.mask, self._min_area_px, self._stripe_slenderness)
+        found = bright if seen < 0 else dark
+        found.polarity = 0 if abs(seen) < _EVIDENCE else 1 if seen < 0 else -1
+        return found
+
+    def _evidence(self, found: Segmentation) -> float:
+        """How much speaks for what was found: its contrast, in units of the image's, times its area."""
+        scaled = self.engine.input[: self._shape[0], : self._shape[1]]
+        return float(-scaled[found.mask == Class.SKYRMION].sum())
+
+    def _once(self, image: Image, inverted: bool, mark: Callable[[str], None]) -> Segmentation:
+        self._prepare(image, inverted)
         mark("prepare")
         mask = self._segment()
         mark("segment")
@@ -118,10 +154,10 @@ class Segmenter:
         mark("measure")
         return segmentation
 
-    def _prepare(self, image: Image) -> None:
+    def _prepare(self, image: Image, inverted: bool) -> None:
         """Scale the image into the engine's input, mirrored beyond the lower and right border."""
         image = as_image(image)
-        scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input, self.model.scaling)
+        scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input, self.model.scaling, inverted)
 
     def _segment(self) -> Mask:
         """The mask (height, width) of what was prepared, owned by the caller."""
@@ -134,8 +170,8 @@ class Segmenter:
         scaled = self.engine.input[: self._shape[0], : self._shape[1]] if self.model.scaling == "percentiles" else None
         return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, self._polarity)
 
-    def network_outputs(self) -> Callable[[str, Image], NDArray[np.float32]]:
-        """Name of an output of the network, and image -> that output, float32, as `View` describes them.
+    def network_outputs(self) -> Callable[[bool, str, Image], NDArray[np.float32]]:
+        """Whether the negative is shown, name of an output of the network, and image -> that output, as in `View`.
 
         By torch on the CPU, whatever the engine: engines give only the class, which costs least.
         """
@@ -144,11 +180,11 @@ class Segmenter:
         output_of = outputs(self.model)
         shape = self.model.shape
 
-        def of_image(name: str, image: Image) -> NDArray[np.float32]:
+        def of_image(inverted: bool, name: str, image: Image) -> NDArray[np.float32]:
             image = as_image(image)
             height, width = image.shape
             scaled = np.empty(shape.padded(image.shape), np.float32)
-            scale_mirrored(image, scaled, self.model.scaling)
+            scale_mirrored(image, scaled, self.model.scaling, inverted)
             found = output_of(name, scaled)
             if name == "probability":
                 return found[Class.SKYRMION, :height, :width]

@@ -22,13 +22,28 @@ def models_command(_: argparse.Namespace) -> int:
 
 def train_command(options: argparse.Namespace) -> int:
     """`skyseg train`."""
+    from realtime_skyseg import terminal
     from realtime_skyseg.analysis import Segmenter
     from realtime_skyseg.config import load_training
-    from realtime_skyseg.plots import plot_cases, plot_history
+    from realtime_skyseg.plots import plot_cases, plot_crops, plot_history
+    from realtime_skyseg.training.augment import preview
     from realtime_skyseg.training.evaluate import evaluate, worst
+    from realtime_skyseg.training.folds import leave_out
     from realtime_skyseg.training.train import Training
 
-    training = Training(load_training(options.config, options.set))
+    settings = load_training(options.config, options.set)
+    if options.preview:
+        plot_crops(*preview(settings), options.preview)
+        print(f"picture: {options.preview}")
+        return 0
+    if options.leave_out:
+        record = leave_out(settings)
+        terminal.show_folds(terminal.console(), record)
+        path = settings.out.with_name(f"{settings.out.stem}-folds.json")
+        _write_json(path, record)
+        print(f"figures: {path}")
+        return 0
+    training = Training(settings)
     path = training.run()
     scores, masks = evaluate(Segmenter.load(str(path), "torch"), training.validation)
     plot_history(training.history, training.report_folder / "curves.png")

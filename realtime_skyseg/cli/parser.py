@@ -129,6 +129,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", parents=[settings], help="train a model on labelled images")
     command.add_argument("config", type=Path, help="YAML settings of the training")
+    command.add_argument("--preview", type=Path, metavar="PNG", help="only draw what the network would learn from")
+    command.add_argument(
+        "--leave-out", action="store_true", help="train once per fold on all others, and score on the one left out"
+    )
     command.set_defaults(command=train_command)
 
     command = commands.add_parser("evaluate", help="score a model on labelled images")

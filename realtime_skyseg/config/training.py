@@ -11,7 +11,57 @@ ClassName = Literal["background", "skyrmion", "defect", "outside", "edge"]
 
 
 #: Keys of `TrainingSettings` that make the network.
-SHAPE_KEYS = {"unshuffle", "filters", "depth", "doubled_from", "split_levels"}
+SHAPE_KEYS = {"classes", "unshuffle", "filters", "depth", "doubled_from", "split_levels"}
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class AugmentSettings(Section):
+    """What is done to the crops that are learnt from: each kind has a share of the crops, and a strength."""
+
+    inverted: Share = 0.0
+    """Shown with bright skyrmions. With 0 the network knows dark ones only, and images with bright ones are inverted
+    for it when it is used; above 0 it has to be blind to what is dark and what is bright, which costs accuracy."""
+    empty: Share = 0.15
+    """Films without any object: noise, correlated over up to `empty_blur_px`, illumination and dirt."""
+    empty_blur_px: Annotated[float, Field(ge=0, le=5)] = 1.2
+    """Largest standard deviation of the blur that correlates the noise of empty films."""
+    patterned: Share = 0.2
+    """Continuous films cut into elements with an edge and an outside."""
+    dirty: Share = 0.2
+    """With specks and scratches as they look after a drift."""
+    averaged: Share = 0.2
+    """Mean of two frames of a video in which little has moved."""
+    rotated: Share = 0.3
+    """Turned by any angle; the others by quarters."""
+    zoom: Range = (0.5, 1.7)
+    """Smallest and largest enlargement."""
+    blurred: Share = 0.3
+    """Blurred by `blur_px`."""
+    blur_px: Range = (0.3, 1.2)
+    """Standard deviation of the blur, smallest and largest."""
+    noisy: Share = 0.5
+    """With white noise added."""
+    noise: Annotated[float, Field(ge=0)] = 1.5
+    """Most added noise, in units of the image's own."""
+    contrast: Annotated[float, Field(ge=0)] = 0.3
+    """Standard deviation of the logarithm of a factor on the grey levels."""
+    offset: Annotated[float, Field(ge=0)] = 0.15
+    """Standard deviation of what is added to all pixels, in units of the image's contrast."""
+    sloped: Share = 0.3
+    """With a slope of the illumination of `slope`."""
+    slope: Annotated[float, Field(ge=0)] = 0.3
+    """Standard deviation of the slope, from the middle to the border."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        for name in ("zoom", "blur_px"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is [{low}, {high}]; allowed: [smallest, largest]")
+        return self
 
 
 class TrainingSettings(Section):
@@ -39,6 +89,21 @@ class TrainingSettings(Section):
     """Go on from a shipped model or a file, instead of from random weights; it also fixes the network."""
     teachers: list[str] = []
     """Models whose averaged probabilities are learnt beside the labels (distillation)."""
+    classes: Literal[3, 5] = 5
+    """5: as in the labels; 3: edge and outside count as background."""
+    class_weights: dict[ClassName, Annotated[float, Field(ge=0)]] = {"skyrmion": 1.2, "defect": 3.0, "edge": 1.5}
+    """How much a pixel of a class counts in the loss; 1 for classes that are not named."""
+    small_weight: Annotated[float, Field(ge=1)] = 1.7
+    """Pixels of skyrmions below 100 px^2 count up to so many times, so that it is not cheaper to miss a small one."""
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the soft Dice loss of class skyrmion, beside the cross-entropy. It draws borders further out."""
+    skyrmion_bias: Annotated[float, Field(ge=-5, le=5)] = 0.0
+    """Added to the logit of class skyrmion in the model that is written, for every engine. Below 0 borders are drawn
+    further in; `skyseg train --leave-out` tells which value is best on samples that were left out."""
+    keep: Literal["best", "last"] = "best"
+    """The weights to write: the best on the validation images, or the last, which those images had no say in."""
+    augment: AugmentSettings = AugmentSettings()
+    """What is done to the crops."""
     steps: Annotated[int, Field(ge=1)] = 3000
     """Optimiser steps."""
     batch: Annotated[int, Field(ge=1)] = 8

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,6 +23,10 @@ _SHIPPED = Path(__file__).parent.parent / "models"
 _MOST_LEVELS, _LARGEST = 8, 1024
 
 
+#: What skyrmions a network knows: dark ones only, or dark and bright ones.
+TrainedPolarity = Literal["any", "dark"]
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model file that was found and is of the right format; weights are read when an engine needs them."""
@@ -32,6 +36,7 @@ class Model:
     sha256: str  # of the whole file
     network: dict[str, Any]  # fields of `NetworkShape`
     scaling: Scaling  # what the network was trained on
+    polarity: TrainedPolarity  # the same
     training: dict[str, Any]  # data, split, seed and figures, as written by training
 
     @property
@@ -101,11 +106,18 @@ def load_model(name: str) -> Model:
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         network=network,
         scaling=metadata.get("scaling", "percentiles"),
+        polarity=metadata.get("polarity", "any"),  # models of version 0.1 do not tell
         training=training,
     )
 
 
-def save_model(network: "UNet", path: Path, training: dict[str, Any], scaling: Scaling = "percentiles") -> None:
+def save_model(
+    network: "UNet",
+    path: Path,
+    training: dict[str, Any],
+    scaling: Scaling = "percentiles",
+    polarity: TrainedPolarity = "any",
+) -> None:
     """Write a network's weights and shape to `path`.
 
     Raises:
@@ -118,6 +130,7 @@ def save_model(network: "UNet", path: Path, training: dict[str, Any], scaling: S
         "format": FORMAT,
         "network": json.dumps(network.shape.as_dict()),
         "scaling": scaling,
+        "polarity": polarity,
         "training": json.dumps(training),
     }
     partial = path.with_name(path.name + ".partial")

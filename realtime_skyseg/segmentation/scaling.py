@@ -54,9 +54,10 @@ def scale(image: Image, how: Scaling = "percentiles") -> NDArray[np.float32]:
     return out
 
 
-def _scale_into(image: Image, out: NDArray[np.float32], how: Scaling) -> None:
+def _scale_into(image: Image, out: NDArray[np.float32], how: Scaling, inverted: bool = False) -> None:
     """Scale an image into the upper left of an array."""
     offset, gain = _percentiles(image) if how == "percentiles" else _range(image)
+    gain = -gain if inverted else gain
     limit = LIMIT if how == "percentiles" else math.inf
     _scale_pixels(image if image.flags.c_contiguous else image.copy(), gain, offset * gain, limit, out)
 
@@ -137,17 +138,20 @@ def _count_levels(image: Image, step: int) -> tuple[float, float, float, float]:
     return levels[0], levels[1], levels[2], levels[3]
 
 
-def scale_mirrored(image: Image, out: NDArray[np.float32], how: Scaling = "percentiles") -> None:
+def scale_mirrored(
+    image: Image, out: NDArray[np.float32], how: Scaling = "percentiles", inverted: bool = False
+) -> None:
     """Scale an image into the upper left of a larger array, and mirror it into the rest.
 
     Args:
         image: (height, width), see `scale`.
         out: float32 to write to, at least (height, width), contiguous.
         how: see `scale`.
+        inverted: scale the negative instead; needs `percentiles`.
     """
     check(image)
     height, width = image.shape
-    _scale_into(image, out, how)
+    _scale_into(image, out, how, inverted)
     below, right = out.shape[0] - height, out.shape[1] - width
     if below:
         out[height:, :width] = out[_mirrored(height, below), :width]

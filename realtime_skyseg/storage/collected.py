@@ -153,6 +153,7 @@ def result_row(result: Result, mask_crc32: int) -> tuple[dict[str, float], np.nd
         "drift_x_px": result.drift_px[0],
         "drift_y_px": result.drift_px[1],
         "drift_quality": result.drift_quality,
+        "polarity": result.segmentation.polarity,
         "source_crc32": result.source_crc32,
         "mask_crc32": mask_crc32,
         "objects_crc32": zlib.crc32(rows.tobytes()),

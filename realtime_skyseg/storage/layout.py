@@ -94,6 +94,7 @@ RESULT_COLUMNS: Columns = columns(
     Quantity(
         "drift_quality", "f4", np.nan, "", "correlation peak of the drift; where it is too low, the last drift was held"
     ),
+    Quantity("polarity", "i1", 0, "", "-1: skyrmions are dark, 1: bright; 0: not known, or the network takes both"),
     Quantity("source_crc32", "i8", -1, "", "CRC-32 of the bytes of the image that was segmented; equal to raw_crc32"),
     Quantity("mask_crc32", "i8", -1, "", "CRC-32 of the mask's bytes; -1: none"),
     Quantity(
@@ -108,10 +109,10 @@ RESULT_COLUMNS: Columns = columns(
 #: The columns that vouch for the others of their kind.
 CHECKS = ("row_crc32", "result_crc32")
 
-#: Columns that the first run files of version 0.1 lack.
+#: Columns that run files of version 0.1 lack.
 LATER_COLUMNS = (
     "field_age_ns", "write_ns", "raw_crc32", "row_crc32", "source_crc32", "mask_crc32", "objects_crc32", "result_crc32",
-    "drift_x_px", "drift_y_px", "drift_quality",
+    "drift_x_px", "drift_y_px", "drift_quality", "polarity",
 )  # fmt: skip
 
 #: One row per object of a frame.

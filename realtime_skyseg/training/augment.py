@@ -1,5 +1,6 @@
 """Random crops for training, changed in the ways in which Kerr images differ from lab to lab."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,34 +8,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg.config import TrainingSettings
 from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.segmentation import scale
-from realtime_skyseg.training.labelled import LabelledImage
-
-#: Share of crops that show a film without any object, so that a saturated sample is not filled with false ones.
-_EMPTY = 0.15
-
-#: Share of crops with synthetic dirt: labelled defects are too few (0.15 % of all pixels) to learn them from.
-_DIRTY = 0.2
-
-#: Share of crops of continuous films that are cut into elements with an edge and an outside.
-_PATTERNED = 0.2
+from realtime_skyseg.training.labelled import LabelledImage, split
 
 #: Sources with objects below this diameter (px) are drawn twice as often: they are the hardest and the fewest.
 _TINY_PX = 8.0
 
-_ZOOM = (0.5, 1.7)
-
-_CLASS_WEIGHTS = np.ones(len(Class), np.float32)
-_CLASS_WEIGHTS[Class.SKYRMION] = 1.2
-_CLASS_WEIGHTS[Class.DEFECT] = 3.0
-_CLASS_WEIGHTS[Class.EDGE] = 1.5
-
-#: Pixels of skyrmions below this area count more, up to 1.7 times.
+#: Pixels of skyrmions below this area count more.
 _LARGE_PX = 100
 
 #: Neighbouring frames of a video whose skyrmions overlap at least this much (IoU) may be averaged.
 _SAME = 0.6
+
+
+_NAMES = [value.name.lower() for value in Class]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +38,14 @@ class _Scaled:
 class Sampler:
     """Draws crops: first a source, then one of its images, so that long videos do not outvote single images."""
 
-    def __init__(self, pairs: list[LabelledImage], crop_px: int, seed: int) -> None:
-        self._crop = crop_px
-        self._rng = np.random.default_rng(seed)
+    def __init__(self, pairs: list[LabelledImage], settings: TrainingSettings) -> None:
+        self._crop = settings.crop_px
+        self._how = settings.augment
+        self._classes = settings.classes
+        self._small_weight = settings.small_weight
+        told: Mapping[str, float] = dict(settings.class_weights.items())
+        self._class_weights = np.array([told.get(name, 1.0) for name in _NAMES], np.float32)
+        self._rng = np.random.default_rng(settings.seed)
         by_source: dict[str, list[LabelledImage]] = {}
         for pair in pairs:
             by_source.setdefault(pair.source, []).append(pair)
@@ -70,43 +64,47 @@ class Sampler:
 
     def batch(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
         """Crops (size, 1, crop, crop) float32, their masks and pixel weights (size, crop, crop) uint8 and float32."""
-        crops = [self._crop_of_noise() if self._rng.random() < _EMPTY else self._crop_of_image() for _ in range(size)]
+        crops = [self._crop_of_noise() if self._often("empty") else self._crop_of_image() for _ in range(size)]
         images, masks = np.stack([image for image, _ in crops]), np.stack([mask for _, mask in crops])
-        return images[:, None], masks, np.stack([pixel_weights(mask) for mask in masks])
+        masks[masks >= self._classes] = Class.BACKGROUND
+        weights = np.stack([pixel_weights(mask, self._class_weights, self._small_weight) for mask in masks])
+        return images[:, None], masks, weights
+
+    def _often(self, share: str) -> bool:
+        return bool(self._rng.random() < getattr(self._how, share))
 
     def _crop_of_image(self) -> tuple[NDArray[np.float32], Mask]:
-        rng = self._rng
+        rng, how = self._rng, self._how
         source = self._sources[rng.choice(len(self._sources), p=self._weights)]
         chosen = source[rng.integers(len(source))]
         image: Any = chosen.image
-        if chosen.alike and rng.random() < 0.2:
+        if chosen.alike and self._often("averaged"):
             image = (image + chosen.alike[rng.integers(len(chosen.alike))]) / 2  # averaged by the camera's software
         image, mask = self._geometry(image, chosen.mask)
-        if rng.random() < 0.3:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
-        if rng.random() < 0.5:
-            image = image + rng.standard_normal(image.shape, np.float32) * np.float32(
-                rng.uniform(0, 1.5) * chosen.noise
-            )
-        if rng.random() < _PATTERNED and mask.max() < Class.OUTSIDE:
+        if self._often("blurred"):
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*how.blur_px))
+        if self._often("noisy"):
+            strength = np.float32(rng.uniform(0, how.noise) * chosen.noise)
+            image = image + rng.standard_normal(image.shape, np.float32) * strength
+        if mask.max() < Class.OUTSIDE and self._often("patterned"):
             image, mask = self._pattern(image, mask, chosen.noise)
-        if rng.random() < _DIRTY:
+        if self._often("dirty"):
             image, mask = self._dirt(image, mask)
-        image = image * np.float32(np.exp(rng.normal(0, 0.3))) + np.float32(rng.normal(0, 0.15))
-        if rng.random() < 0.3:
-            image = image + self._gradient(0.3)
-        if rng.random() < 0.5:
+        image = image * np.float32(np.exp(rng.normal(0, how.contrast))) + np.float32(rng.normal(0, how.offset))
+        if self._often("sloped"):
+            image = image + self._gradient(how.slope)
+        if self._often("inverted"):
             image = -image  # bright skyrmions: `scale` is odd, so this is the inverted image
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask)
 
     def _geometry(self, image: Any, mask: Any) -> tuple[NDArray[np.float32], Mask]:
         """A crop at random position, scale, angle and mirror image."""
         rng, crop = self._rng, self._crop
-        zoom = float(np.exp(rng.uniform(np.log(_ZOOM[0]), np.log(_ZOOM[1]))))
+        zoom = float(np.exp(rng.uniform(*np.log(self._how.zoom))))
         height, width = image.shape
         side = min(int(crop / zoom), height, width)
         top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-        if rng.random() < 0.3:
+        if self._often("rotated"):
             angle = rng.uniform(0, 360)
             centre = (left + side / 2, top + side / 2)
             turn = cv2.getRotationMatrix2D(centre, angle, crop / side)
@@ -128,15 +126,15 @@ class Sampler:
     def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
         """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
         rng, crop = self._rng, self._crop
-        side = int(crop / rng.uniform(1, _ZOOM[1])) if rng.random() < 0.5 else crop
+        side = int(crop / rng.uniform(1, max(1, self._how.zoom[1]))) if rng.random() < 0.5 else crop
         image: Any = rng.standard_normal((side, side), np.float32)
-        if rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+        if self._how.empty_blur_px > 0.3 and rng.random() < 0.5:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, self._how.empty_blur_px))
         image = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:
             image = image / image.std() + self._gradient(1.0)
         image, mask = scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
-        if rng.random() < _DIRTY:
+        if self._often("dirty"):
             image, mask = self._dirt(image, mask)
         return image, mask
 
@@ -228,16 +226,29 @@ class Sampler:
         return (np.float32(down) * ramp[:, None] + np.float32(across) * ramp[None]).astype(np.float32)
 
 
-def pixel_weights(mask: Mask) -> NDArray[np.float32]:
+def preview(settings: TrainingSettings, n: int = 24) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """`n` crops as the network would learn from, (n, crop, crop) float32, and their masks. Raises as `split`."""
+    images, masks, _ = Sampler(split(settings)[0], settings).batch(n)
+    return images[:, 0], masks
+
+
+def pixel_weights(
+    mask: Mask, class_weights: NDArray[np.float32] | None = None, small_weight: float = 1.7
+) -> NDArray[np.float32]:
     """How much each pixel of a mask counts in the loss, float32 of its shape.
 
-    Defects are rare (0.15 % of all pixels). The pixels of a small skyrmion count more than those of a large one, so
+    The pixels of a small skyrmion count more than those of a large one, so
     that it is not cheaper to miss it.
+
+    Args:
+        mask: of classes.
+        class_weights: (classes,), of each class; None: all 1.
+        small_weight: of a pixel of the smallest skyrmions.
     """
-    weights = _CLASS_WEIGHTS[mask]
+    weights = np.ones(mask.shape, np.float32) if class_weights is None else class_weights[mask]
     _, labels, stats, _ = cv2.connectedComponentsWithStats((mask == Class.SKYRMION).astype(np.uint8), connectivity=8)
     area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
-    of_object = np.clip((_LARGE_PX / area) ** 0.3, 1, 1.7).astype(np.float32)
+    of_object = np.clip((_LARGE_PX / area) ** 0.3, 1, small_weight).astype(np.float32)
     of_object[0] = 1
     return np.asarray(weights * of_object[labels], np.float32)
 

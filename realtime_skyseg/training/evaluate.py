@@ -8,13 +8,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from scipy.spatial import KDTree
 
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.analysis import Segmenter
-from realtime_skyseg.records import Class, Image, Mask
+from realtime_skyseg.records import Class, Image, Kind, Mask
 from realtime_skyseg.training.labelled import LabelledImage
 
 #: Label fragments below this area are noise.
 MIN_AREA_PX = 10
+
+#: Objects are also matched by their centroids: at most as far apart as the labelled one's radius, and this much (px).
+_LEAST_REACH_PX = 2.0
+
+#: An image is of the first state that fits: patterned with so large a share of edge and outside, empty without objects,
+#: a maze with so large a share of the skyrmion pixels in one object, stripes with so large a share in stripes, few with
+#: fewer than so many objects, else many.
+_PATTERNED, _MAZE, _STRIPES, _FEW = 0.005, 0.5, 0.3, 20
+STATES = ("few", "many", "stripes", "maze", "empty", "patterned")
 
 #: Probabilities are counted in this many bins between 0 and 1.
 _BINS = 100
@@ -33,12 +44,16 @@ class ImageScore:
     matched: int  # pairs of objects with IoU > 0.5
     found: int  # objects in the mask
     labelled: int  # objects in the label
+    near: int  # pairs of objects by the distance of their centroids
+    radius_px: float  # sum over the matched: radius found minus radius labelled, of discs of their areas
+    off_rim: tuple[int, int, int]  # hit, false and missed skyrmion pixels farther than 1 px from the label's border
+    state: str  # one of `STATES`, by the label
     sureness: NDArray[np.int64] | None  # (2, bins) pixels: not skyrmion / skyrmion in the label, by its probability
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Pooled counts over images, and each image's own."""
+    """Pooled counts over images, and those of each source, state and image."""
 
     images: list[ImageScore]
 
@@ -52,8 +67,27 @@ class Scores:
 
     def sources(self) -> dict[str, dict[str, float]]:
         """`figures` of each source."""
-        names = sorted({image.source for image in self.images}, key=lambda name: (len(name), name))
-        return {name: _figures([image for image in self.images if image.source == name]) for name in names}
+        return self._by(lambda image: image.source)
+
+    def states(self) -> dict[str, dict[str, float]]:
+        """`figures` of the images in each state of the film, with their number."""
+        return self._by(lambda image: image.state)
+
+    def over_sources(self) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation over the sources of each of their `figures`.
+
+        What a new sample may bring: pooled figures are those of the few images with the most objects.
+        """
+        rows = list(self.sources().values())
+        columns = {key: [row[key] for row in rows if np.isfinite(row[key])] for key in (rows[0] if rows else ())}
+        return {
+            "mean": {key: float(np.mean(column)) if column else float("nan") for key, column in columns.items()},
+            "sd": {key: float(np.std(column)) if column else float("nan") for key, column in columns.items()},
+        }
+
+    def _by(self, key: Callable[[ImageScore], str]) -> dict[str, dict[str, float]]:
+        names = sorted({key(image) for image in self.images}, key=lambda name: (len(name), name))
+        return {name: _figures([image for image in self.images if key(image) == name]) for name in names}
 
     def sureness(self) -> dict[str, Any] | None:
         """How far the probability of class skyrmion can be believed; None where it was not looked at.
@@ -70,6 +104,8 @@ class Scores:
             **self.figures(),
             "images": len(self.images),
             "classes": self.classes(),
+            "over_sources": self.over_sources(),
+            "per_state": self.states(),
             "per_source": self.sources(),
         }
         sureness = self.sureness()
@@ -80,6 +116,7 @@ class Scores:
             {
                 "image": score.name,
                 "source": score.source,
+                "state": score.state,
                 **_figures([score]),
                 "found": score.found,
                 "labelled": score.labelled,
@@ -95,7 +132,9 @@ def score_image(
 ) -> ImageScore:
     """Compare a mask with its label, both (height, width) uint8 of `Class` values.
 
-    Objects are 8-connected components of class skyrmion of at least `MIN_AREA_PX`; two match at IoU > 0.5.
+    Objects are 8-connected components of class skyrmion of at least `MIN_AREA_PX`; two match at IoU > 0.5. They are
+    matched a second time by the distance of their centroids, nearest pairs first, which no opinion on the border
+    touches.
 
     Args:
         name: of the image.
@@ -111,6 +150,13 @@ def score_image(
     i, j = np.divmod(pairs, len(true_area))
     union = found_area[i] + true_area[j] - shared
     large = (found_area[i] >= MIN_AREA_PX) & (true_area[j] >= MIN_AREA_PX)
+    same = large & (shared / union > 0.5)
+    radius = np.sqrt(found_area[i[same]] / np.pi) - np.sqrt(true_area[j[same]] / np.pi)
+    rim = _rim(label == Class.SKYRMION)
+    hit, claimed, meant = (
+        int((pixels & ~rim).sum())
+        for pixels in ((found > 0) & (label == Class.SKYRMION), mask == Class.SKYRMION, label == Class.SKYRMION)
+    )
     n = len(Class)
     sureness = None
     if probability is not None:
@@ -121,11 +167,30 @@ def score_image(
         name=name,
         source=source,
         confusion=np.bincount(label.ravel().astype(np.int64) * n + mask.ravel(), minlength=n * n).reshape(n, n),
-        matched=int((large & (shared / union > 0.5)).sum()),
+        matched=int(same.sum()),
         found=int((found_area[1:] >= MIN_AREA_PX).sum()),
         labelled=int((true_area[1:] >= MIN_AREA_PX).sum()),
+        near=_near(found, true),
+        radius_px=float(radius.sum()),
+        off_rim=(hit, claimed - hit, meant - hit),
+        state=state_of(label),
         sureness=sureness,
     )
+
+
+def state_of(label: Mask) -> str:
+    """The state of the film in a label, one of `STATES`."""
+    if (label >= Class.OUTSIDE).mean() >= _PATTERNED:
+        return "patterned"
+    found = measure(label.copy(), MIN_AREA_PX)
+    if not len(found.objects):
+        return "empty"
+    area = found.objects["area"]
+    if area.max() >= _MAZE * area.sum() and found.stripes:
+        return "maze"
+    if area[found.objects["kind"] == Kind.STRIPE].sum() >= _STRIPES * area.sum():
+        return "stripes"
+    return "few" if len(area) < _FEW else "many"
 
 
 def score(pairs: Iterable[LabelledImage], segment: Callable[[Image], Mask]) -> Scores:
@@ -142,9 +207,10 @@ def evaluate(segmenter: Segmenter, pairs: list[LabelledImage]) -> tuple[Scores, 
     outputs = segmenter.network_outputs()
     scores, masks = [], []
     for pair in track(pairs, "evaluating", transient=True):
-        mask = segmenter(pair.image).mask
-        masks.append(mask)
-        scores.append(score_image(pair.name, mask, pair.mask, pair.source, outputs("probability", pair.image)))
+        found = segmenter(pair.image)
+        masks.append(found.mask)
+        probability = outputs(found.polarity > 0, "probability", pair.image)
+        scores.append(score_image(pair.name, found.mask, pair.mask, pair.source, probability))
     return Scores(scores), masks
 
 
@@ -189,6 +255,41 @@ def changed(
     return result
 
 
+def _rim(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels within 1 px of a border between True and False, on both sides."""
+    grey, kernel = pixels.astype(np.uint8), np.ones((3, 3), np.uint8)
+    return np.asarray(cv2.dilate(grey, kernel) != cv2.erode(grey, kernel))
+
+
+def _near(found: np.ndarray, true: np.ndarray) -> int:
+    """Pairs of objects whose centroids are near each other; each object is in one pair at most."""
+    (found_yx, _), (true_yx, reach) = (_centroids(labels) for labels in (found, true))
+    if not len(found_yx) or not len(true_yx):
+        return 0
+    pairs = KDTree(found_yx).sparse_distance_matrix(KDTree(true_yx), float(reach.max()), output_type="ndarray")
+    pairs = np.sort(pairs[pairs["v"] <= reach[pairs["j"]]], order="v")
+    used: tuple[set[int], set[int]] = (set(), set())
+    n = 0
+    for i, j in zip(pairs["i"].tolist(), pairs["j"].tolist(), strict=True):
+        if i not in used[0] and j not in used[1]:
+            used[0].add(i)
+            used[1].add(j)
+            n += 1
+    return n
+
+
+def _centroids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 2) rows and columns, and (n,) radii or the least reach, of the objects that are large enough."""
+    area = np.bincount(labels.ravel())
+    rows, columns = np.nonzero(labels)
+    which = labels[rows, columns]
+    sums = [np.bincount(which, weights, minlength=len(area)) for weights in (rows, columns)]
+    kept = np.flatnonzero(area >= MIN_AREA_PX)
+    kept = kept[kept > 0]
+    yx = np.stack([total[kept] / area[kept] for total in sums], 1)
+    return yx, np.maximum(np.sqrt(area[kept] / np.pi), _LEAST_REACH_PX)
+
+
 def _components(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(pixels.astype(np.uint8), connectivity=8)
     return labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64)
@@ -219,18 +320,27 @@ def _classes(images: list[ImageScore]) -> dict[str, dict[str, float]]:
 
 
 def _figures(images: list[ImageScore]) -> dict[str, float]:
+    confusion = np.sum([image.confusion for image in images], axis=0)
     tp, fp, fn, tn = _pixels(images, Class.SKYRMION)
     defect_tp, defect_fp, defect_fn, _ = _pixels(images, Class.DEFECT)
     matched = sum(image.matched for image in images)
     found, labelled = sum(image.found for image in images), sum(image.labelled for image in images)
+    near = sum(image.near for image in images)
+    hit, false, missed = (sum(image.off_rim[k] for image in images) for k in range(3))
     errors = [abs(image.found - image.labelled) / max(image.labelled, 1) for image in images]
     return {
+        "pixel_accuracy": float(np.trace(confusion) / max(int(confusion.sum()), 1)),
         "skyrmion_iou": _ratio(tp, tp + fp + fn),
+        "skyrmion_iou_off_rim": _ratio(hit, hit + false + missed),
         "skyrmion_mcc": _mcc(tp, fp, fn, tn),
+        "skyrmion_precision": _ratio(tp, tp + fp),
+        "skyrmion_recall": _ratio(tp, tp + fn),
         "defect_iou": _ratio(defect_tp, defect_tp + defect_fp + defect_fn),
         "object_precision": _ratio(matched, found),
         "object_recall": _ratio(matched, labelled),
         "object_f1": _ratio(2 * matched, found + labelled),
+        "object_f1_by_distance": _ratio(2 * near, found + labelled),
+        "radius_bias_px": sum(image.radius_px for image in images) / matched if matched else float("nan"),
         "count_mape": float(np.mean(errors)),
         "count_median_ape": float(np.median(errors)),
     }

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg.config import TrainingSettings
 from realtime_skyseg.errors import SettingsError, SkysegError
 from realtime_skyseg.recordings import decode_image, open_recording
 from realtime_skyseg.records import Class, Mask
@@ -140,6 +141,44 @@ def read_labelled(
             raise SettingsError(f"labels: {label} is {mask.shape}, but its image is {image.shape}")
         pairs.append(LabelledImage(name, source, fold, image, mask))
     return pairs
+
+
+def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Images to learn from and images to score on; no source is on both sides.
+
+    Raises:
+        SettingsError: a side is empty, or a source is unknown.
+    """
+    names = settings.label_values or {}
+    values = {number: Class[name.upper()] for number, name in names.items()} or None
+    paths = (settings.images, settings.labels, settings.table)
+    if settings.train_folds is not None:
+        training = read_labelled(*paths, settings.train_folds, values)
+        validation = read_labelled(*paths, settings.validate_folds, values)
+        shared = {pair.source for pair in training} & {pair.source for pair in validation}
+        if shared:
+            raise SettingsError(
+                f"validate_folds: source '{sorted(shared)[0]}' is in train_folds too; allowed: each source in one fold"
+            )
+        return training, validation
+    pairs = read_labelled(*paths, values=values)
+    sources = sorted({pair.source for pair in pairs})
+    if settings.validate_sources is not None:
+        chosen = set(settings.validate_sources)
+        unknown = sorted(chosen - set(sources))
+        if unknown:
+            raise SettingsError(
+                f"validate_sources: '{unknown[0]}' is none of the sources; allowed: {', '.join(sources)}"
+            )
+    else:
+        n = max(1, round(settings.validate_share * len(sources)))
+        chosen = set(np.random.default_rng(settings.seed).permutation(sources)[:n].tolist())
+    training = [pair for pair in pairs if pair.source not in chosen]
+    if not training:
+        raise SettingsError(
+            f"images: all {len(sources)} sources are to score on; at least one must be left to learn from"
+        )
+    return training, [pair for pair in pairs if pair.source in chosen]
 
 
 def _label_of(labels: Path, image: str) -> Path:

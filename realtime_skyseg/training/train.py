@@ -20,16 +20,19 @@ from realtime_skyseg.config import SHAPE_KEYS, TrainingSettings
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.segmentation import load_model
-from realtime_skyseg.segmentation.model import save_model
+from realtime_skyseg.segmentation.model import TrainedPolarity, save_model
 from realtime_skyseg.segmentation.network import MaskNet, UNet
 from realtime_skyseg.segmentation.scaling import scale_mirrored
 from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.augment import Sampler
 from realtime_skyseg.training.evaluate import Scores, score
-from realtime_skyseg.training.labelled import LabelledImage, read_labelled
+from realtime_skyseg.training.labelled import LabelledImage, split
 
 #: Share of the teachers in the loss, where there are any.
 _TAUGHT = 0.5
+
+#: Training images that are scored beside those of validation.
+_FEW = 10
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class Training:
         self._optimiser = torch.optim.AdamW(
             self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self._sampler = Sampler(self.training, settings.crop_px, settings.seed)
+        self._sampler = Sampler(self.training, settings)
         self._progress = _Progress()
         self._checkpoint = settings.out.with_name(settings.out.name + ".checkpoint")
         if settings.out.exists() and not self._checkpoint.exists():
@@ -109,7 +112,10 @@ class Training:
                     line = self._validate(float(np.mean(losses)))
                     bar.console.print(f"step {progress.step} after {progress.seconds:.0f} s: {line}", soft_wrap=True)
                     losses.clear()
-        save_model(self._best.cpu(), settings.out, self._record())
+        network = self._best if settings.keep == "best" else self._average
+        add_bias(network, settings.skyrmion_bias)
+        polarity: TrainedPolarity = "any" if settings.augment.inverted else "dark"
+        save_model(network.cpu(), settings.out, self._record(), polarity=polarity)
         self._checkpoint.unlink(missing_ok=True)
         return settings.out
 
@@ -122,7 +128,7 @@ class Training:
         target = torch.from_numpy(masks).to(self._device, torch.long)
         inputs = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
         logits = self._logits(self._network, inputs)
-        loss = _loss(logits, target, torch.from_numpy(weights).to(self._device))
+        loss = _loss(logits, target, torch.from_numpy(weights).to(self._device), settings.dice)
         if self._teachers:
             loss = (1 - _TAUGHT) * loss + _TAUGHT * functional.cross_entropy(logits, self._taught(inputs))
         self._optimiser.zero_grad(set_to_none=True)
@@ -141,7 +147,7 @@ class Training:
         """Score the average, keep it if it is the best, write checkpoint and history; returns a line for people."""
         progress = self._progress
         scores = validate(self._average, self.validation)
-        figures, merit = scores.figures(), _merit(scores)
+        figures, merit = {**scores.figures(), **self._on_training()}, merit_of(scores)
         rate = _rate(progress.step - 1, self.settings)
         progress.history.append({"step": progress.step, "loss": loss, "learning_rate": rate, **figures})
         if merit > progress.best_merit:
@@ -150,6 +156,12 @@ class Training:
         self._save_checkpoint()
         _write_history(self.report_folder / "history.csv", progress.history)
         return f"loss {loss:.3f}, " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+
+    def _on_training(self) -> dict[str, float]:
+        """Figures on a few of the images that are learnt from, to see whether they are learnt by heart."""
+        few = self.training[:: -(-len(self.training) // _FEW)]
+        figures = validate(self._average, few).figures()
+        return {f"training_{name}": figures[name] for name in ("pixel_accuracy", "skyrmion_iou", "skyrmion_mcc")}
 
     def _save_checkpoint(self) -> None:
         state = {
@@ -216,44 +228,6 @@ class Training:
         }
 
 
-def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Images to learn from and images to score on; no source is on both sides.
-
-    Raises:
-        SettingsError: a side is empty, or a source is unknown.
-    """
-    names = settings.label_values or {}
-    values = {number: Class[name.upper()] for number, name in names.items()} or None
-    paths = (settings.images, settings.labels, settings.table)
-    if settings.train_folds is not None:
-        training = read_labelled(*paths, settings.train_folds, values)
-        validation = read_labelled(*paths, settings.validate_folds, values)
-        shared = {pair.source for pair in training} & {pair.source for pair in validation}
-        if shared:
-            raise SettingsError(
-                f"validate_folds: source '{sorted(shared)[0]}' is in train_folds too; allowed: each source in one fold"
-            )
-        return training, validation
-    pairs = read_labelled(*paths, values=values)
-    sources = sorted({pair.source for pair in pairs})
-    if settings.validate_sources is not None:
-        chosen = set(settings.validate_sources)
-        unknown = sorted(chosen - set(sources))
-        if unknown:
-            raise SettingsError(
-                f"validate_sources: '{unknown[0]}' is none of the sources; allowed: {', '.join(sources)}"
-            )
-    else:
-        n = max(1, round(settings.validate_share * len(sources)))
-        chosen = set(np.random.default_rng(settings.seed).permutation(sources)[:n].tolist())
-    training = [pair for pair in pairs if pair.source not in chosen]
-    if not training:
-        raise SettingsError(
-            f"images: all {len(sources)} sources are to score on; at least one must be left to learn from"
-        )
-    return training, [pair for pair in pairs if pair.source in chosen]
-
-
 def _network_of(key: str, name: str) -> UNet:
     """A model's network; guests, which have other classes and another scaling of the input, are refused."""
     model = load_model(name)
@@ -286,19 +260,28 @@ def validate(network: UNet, pairs: list[LabelledImage]) -> Scores:
     return score(pairs, segment_with(network))
 
 
-def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+def _loss(logits: Tensor, target: Tensor, weights: Tensor, dice_weight: float) -> Tensor:
     # Smoothed targets: the labels were made by a machine and corrected by hand, and their borders are ragged.
     entropy = functional.cross_entropy(logits, target, label_smoothing=0.05, reduction="none")
     entropy = (weights * entropy).sum() / weights.sum()
     probability = logits.softmax(1)[:, Class.SKYRMION]
     truth = (target == Class.SKYRMION).float()
     dice = 1 - (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)
-    return entropy + dice
+    return entropy + dice_weight * dice
 
 
-def _merit(scores: Scores) -> float:
-    """What the best checkpoint is chosen by: pixels, objects, counts, and a little the defects."""
-    figures = scores.figures()
+def add_bias(network: UNet, bias: float) -> None:
+    """Add to the logit of class skyrmion, in place."""
+    cell = network.shape.unshuffle**2
+    if bias:
+        with torch.no_grad():
+            assert network.head.bias is not None
+            network.head.bias[Class.SKYRMION * cell : (Class.SKYRMION + 1) * cell] += bias
+
+
+def merit_of(scores: Scores) -> float:
+    """What the best weights are chosen by: pixels, objects, counts, and a little the defects; mean over sources."""
+    figures = scores.over_sources()["mean"]
     return (
         figures["skyrmion_mcc"] + figures["object_f1"] - figures["count_mape"] + 0.1 * min(figures["defect_iou"], 0.2)
     )

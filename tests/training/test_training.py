@@ -22,9 +22,9 @@ from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.keras_file import import_keras
 from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.augment import Sampler, pixel_weights
-from realtime_skyseg.training.evaluate import Scores, changed, score_image
-from realtime_skyseg.training.labelled import label_values, read_label, read_labelled
-from realtime_skyseg.training.train import Training, split
+from realtime_skyseg.training.evaluate import Scores, changed, score_image, state_of
+from realtime_skyseg.training.labelled import label_values, read_label, read_labelled, split
+from realtime_skyseg.training.train import Training
 
 # OpenCV's order: blue, green, red
 PAINT = {
@@ -299,7 +299,7 @@ def test_training_on_the_gpu(tmp_path: Path) -> None:
 def test_pixels_of_small_skyrmions_weigh_more() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[:4, :4], mask[20:40, 20:40], mask[50:, 50:] = Class.SKYRMION, Class.SKYRMION, Class.DEFECT
-    weights = pixel_weights(mask)
+    weights = pixel_weights(mask, np.array([1, 1.2, 3, 1, 1.5], np.float32))
     assert weights[0, 0] > weights[30, 30] > weights[10, 10]
     assert weights[60, 60] > weights[0, 0]
 
@@ -307,12 +307,76 @@ def test_pixels_of_small_skyrmions_weigh_more() -> None:
 def test_synthetic_dirt_is_labelled_as_defect(tmp_path: Path) -> None:
     """Bright on one side and dark on the other, and nothing else in the mask of an empty film."""
     data = write_labelled(tmp_path, n=1)
-    sampler = Sampler(read_labelled(data / "images", data / "labels"), 128, 0)
+    settings = TrainingSettings(
+        images=data / "images", labels=data / "labels", out=tmp_path / "x.safetensors", crop_px=128
+    )
+    sampler = Sampler(read_labelled(settings.images, settings.labels), settings)
     empty = np.zeros((128, 128), np.float32)
     image, mask = sampler._dirt(empty, np.zeros((128, 128), np.uint8))
     assert set(np.unique(mask)) == {Class.BACKGROUND, Class.DEFECT}
     assert image.min() < -0.3 < 0.3 < image.max()
     assert np.abs(image[mask == Class.BACKGROUND]).max() <= 0.4
+
+
+def disc(x: float, y: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:96, :96]
+    return np.asarray((columns - x) ** 2 + (rows - y) ** 2 <= radius**2)
+
+
+def test_scores_that_forgive_the_border() -> None:
+    """The same discs, drawn 1 px wider by the one than by the other."""
+    label, mask = np.zeros((96, 96), np.uint8), np.zeros((96, 96), np.uint8)
+    for x, y, radius in ((20, 20, 8), (60, 20, 8), (40, 60, 12)):
+        label[disc(x, y, radius)] = Class.SKYRMION
+        mask[disc(x, y, radius + 1)] = Class.SKYRMION
+    figures = Scores([score_image("a", mask, label)]).figures()
+    assert figures["skyrmion_iou"] < 0.85
+    assert figures["skyrmion_iou_off_rim"] == 1
+    assert figures["radius_bias_px"] == pytest.approx(1, abs=0.05)
+    assert (figures["skyrmion_recall"], figures["skyrmion_precision"] < 0.85) == (1, True)
+    assert figures["object_f1_by_distance"] == 1
+
+
+@pytest.mark.parametrize(
+    ("shift", "by_iou", "by_distance"),
+    [(0, 1, 1), (3, 0, 1), (5, 0, 0)],  # a disc of radius 4 that is found beside its label
+)
+def test_objects_are_matched_by_iou_and_by_distance(shift: int, by_iou: float, by_distance: float) -> None:
+    label, mask = np.zeros((96, 96), np.uint8), np.zeros((96, 96), np.uint8)
+    label[disc(40, 40, 4)] = mask[disc(40 + shift, 40, 4)] = Class.SKYRMION
+    figures = Scores([score_image("a", mask, label)]).figures()
+    assert (figures["object_f1"], figures["object_f1_by_distance"]) == (by_iou, by_distance)
+
+
+def stripes() -> np.ndarray:
+    mask = np.zeros((96, 96), np.uint8)
+    mask[:, 8:96:16] = mask[:, 9:96:16] = mask[:, 10:96:16] = Class.SKYRMION
+    return mask
+
+
+def test_the_state_of_a_film() -> None:
+    empty, few, maze, patterned = (np.zeros((96, 96), np.uint8) for _ in range(4))
+    few[disc(40, 40, 8)] = Class.SKYRMION
+    many = np.zeros((96, 96), np.uint8)
+    for x in range(8, 96, 16):
+        for y in range(8, 96, 16):
+            many[disc(x, y, 4)] = Class.SKYRMION
+    maze[stripes() > 0] = Class.SKYRMION
+    maze[48:51] = Class.SKYRMION
+    patterned[disc(40, 40, 8)], patterned[:10] = Class.SKYRMION, Class.OUTSIDE
+    found = [state_of(mask) for mask in (empty, few, many, stripes(), maze, patterned)]
+    assert found == ["empty", "few", "many", "stripes", "maze", "patterned"]
+
+
+def test_figures_over_sources_are_not_those_of_the_largest() -> None:
+    """One source with a hundred images that are right, one with a single image that is wrong."""
+    label, empty = np.zeros((96, 96), np.uint8), np.zeros((96, 96), np.uint8)
+    label[disc(40, 40, 8)] = Class.SKYRMION
+    right = [score_image(f"{k}", label, label, "long") for k in range(99)]
+    scores = Scores([*right, score_image("x", empty, label, "single")])
+    assert scores.figures()["skyrmion_iou"] == pytest.approx(0.99)
+    assert scores.over_sources()["mean"]["skyrmion_iou"] == 0.5
+    assert scores.over_sources()["sd"]["skyrmion_iou"] == 0.5
 
 
 def test_evaluate_writes_its_figures(
