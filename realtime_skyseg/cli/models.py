@@ -1,10 +1,11 @@
 """Commands on models: models, train, evaluate, bench, export, quantise, import, threshold."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from realtime_skyseg.errors import SettingsError
 
@@ -169,7 +170,7 @@ def import_command(options: argparse.Namespace) -> int:
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(record, indent=1))
+        path.write_bytes(to_json(record, indent=1, inf_nan_mode="null"))  # NaN, which JSON has not, becomes null
     except OSError as error:
         raise SettingsError(f"--json: '{path}' cannot be written: {error.strerror}") from error
 

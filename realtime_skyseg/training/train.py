@@ -222,7 +222,9 @@ class Training:
             "images": len(self.training),
             "validation_images": len(self.validation),
             "best_step": progress.best_step,
-            "validation": {key: round(value, 4) for key, value in progress.best_figures.items()},
+            "validation": {
+                key: round(value, 4) for key, value in progress.best_figures.items() if math.isfinite(value)
+            },
             "seconds": round(progress.seconds),
             "torch": torch.__version__,
         }
