@@ -186,10 +186,10 @@ class _Analysis:
     def __init__(self, run: Run, segmenter: Segmenter, config: Config) -> None:
         self._run = run
         self._numbers = table = run.table
-        told = np.flatnonzero((table["polarity"] != 0) & (table["skipped"] == Skipped.NOT_SKIPPED))
-        self._first_told, self._polarity = len(table), 0
-        if len(told):
-            self._first_told, self._polarity = int(told[0]), int(table["polarity"][told[0]])
+        # What was known before each frame: what the last one that was analysed live had told.
+        live = np.where(table["skipped"] == Skipped.NOT_SKIPPED, np.arange(len(table)), -1)
+        before = np.concatenate([[-1], np.maximum.accumulate(live)[:-1]]) if len(table) else live
+        self._polarity = np.where(before >= 0, table["polarity"][before], 0)
         height, width = run.raw.shape[1:]
         preparation = Preparation(config.prepare, (height, width), run.backgrounds()) if config.prepare else None
         self._path = FramePath(segmenter, preparation, config.open_analysers(), config.measure.pixel_size_um)
@@ -203,12 +203,9 @@ class _Analysis:
             image, int(row["number"]), int(row["camera_ns"]), float(row["field_mT"]), index=index,
             received_ns=int(row["received_ns"]),
         )  # fmt: skip
-        # As it was known then: since the first of the frames that were analysed live and told it.
-        self._path.polarity = self._polarity if index > self._first_told else 0
+        self._path.polarity = int(self._polarity[index])
         result = self._path(frame, live, wanted)
         if result:
-            if index <= self._first_told and not live:
-                result.segmentation.polarity = 0  # the run did not know it then
             result.source_crc32 = crc32(image)
             result.segmented_ns = time.time_ns()
         return result

@@ -112,7 +112,8 @@ class Segmentation:
     count: int | None  # skyrmions: objects of kind SKYRMION; None: the image shows nothing, so that nothing can be told
     stripes: int | None  # objects of kind STRIPE; None as above
     area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE); NaN as above
-    polarity: int = 0  # -1: its skyrmions are dark, 1: bright; 0: it does not tell
+    polarity: int = 0  # -1: its skyrmions are dark, 1: bright; 0: the network takes both
+    guessed: bool = False  # the polarity, from too little to be held for the frames to come
 
     @classmethod
     def of_nothing(cls, shape: tuple[int, int]) -> "Segmentation":

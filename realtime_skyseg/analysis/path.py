@@ -27,7 +27,7 @@ class FramePath:
     Attributes:
         backgrounds, events: what came of the last frame, for the run file and the stream.
         view: of the last frame, for analysers beside the path; None if it shows nothing.
-        polarity: -1 or 1 once a frame that counts as live has told whether skyrmions are dark or bright.
+        polarity: -1 or 1 once frames that count as live have told whether skyrmions are dark or bright.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class FramePath:
         image = frame.image
         if shows_nothing(image):
             result.segmentation = Segmentation.of_nothing(image.shape)
+            result.segmentation.polarity = self.polarity
             result.segmentation.objects = with_columns(result.segmentation.objects, {}, self._columns)
             return result if wanted else None
         if self.preparation:
@@ -82,17 +83,19 @@ class FramePath:
         if not wanted:
             return None
         found = self.segmenter.of_something(image, mark, self.polarity)
-        if live and found.polarity and not self.polarity:
+        inverted = found.polarity > 0
+        if live and not found.guessed and found.polarity != self.polarity:
             self.polarity = found.polarity
-            kind = "bright: the network is shown negatives" if found.polarity > 0 else "dark"
-            self.events.append(("polarity", f"since frame {frame.index} it is known that skyrmions are {kind}"))
+            kind = "bright: the network is shown negatives" if inverted else "dark"
+            self.events.append(("polarity", f"since frame {frame.index} skyrmions are {kind}"))
+        found.polarity = self.polarity
         result.segmentation = self.preparation.place(found) if self.preparation else found
         if self._watched:
-            self._analyse(result, self.preparation.place_image(image) if self.preparation else image)
+            self._analyse(result, self.preparation.place_image(image) if self.preparation else image, inverted)
             mark("analyse")
         return result
 
-    def _analyse(self, result: Result, image: np.ndarray) -> None:
+    def _analyse(self, result: Result, image: np.ndarray, inverted: bool) -> None:
         """Ask the analysers."""
         frame, found = result.frame, result.segmentation
         result.values = {name: float(getattr(found, name)) for name in FRAME_QUANTITIES}
@@ -100,7 +103,7 @@ class FramePath:
         self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
         self.view = View(
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
-            result.values, self._pixel_size_um, partial(self._outputs, found.polarity > 0) if self._outputs else None,
+            result.values, self._pixel_size_um, partial(self._outputs, inverted) if self._outputs else None,
         )  # fmt: skip
         columns = {}
         for analyser in self._analysers:

@@ -332,7 +332,7 @@ def test_scores_that_forgive_the_border() -> None:
     figures = Scores([score_image("a", mask, label)]).figures()
     assert figures["skyrmion_iou"] < 0.85
     assert figures["skyrmion_iou_off_rim"] == 1
-    assert figures["radius_bias_px"] == pytest.approx(1, abs=0.05)
+    assert figures["radius_bias_px"] == pytest.approx(1, abs=0.1)
     assert (figures["skyrmion_recall"], figures["skyrmion_precision"] < 0.85) == (1, True)
     assert figures["object_f1_by_distance"] == 1
 
