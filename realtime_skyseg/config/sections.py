@@ -234,7 +234,8 @@ class MeasureSettings(Section):
     """An object of at least this many times the area of the largest disc inside it is a stripe, not a skyrmion."""
     polarity: Polarity = "auto"
     """Skyrmions are darker or brighter than the film, all alike: what is found of the other kind is taken out of the
-    mask. `auto` keeps the larger part, `both` keeps all. Say it where you know it: it also quietens a saturated film.
+    mask. `both` keeps all. `auto`: of a network that takes both the larger part is kept; for one that knows dark ones
+    only the run's frames tell it, which is said in an event. Say it if you know it: it quietens a saturated film.
     """
     pixel_size_um: Annotated[float, Field(gt=0)] | None = None
     """Side of a pixel on the sample, stored with the run."""

@@ -64,6 +64,19 @@ class AugmentSettings(Section):
         return self
 
 
+class MoreImages(Section):
+    """Images to learn from beside the others, for example simulated ones; none is scored on."""
+
+    images: Path
+    """Folder of images."""
+    labels: Path
+    """Folder of label pictures of the same names."""
+    table: Path | None = None
+    """CSV with the columns image, source_id, fold; absent: each image is a source of its own."""
+    share: Share
+    """Of the crops that show an image."""
+
+
 class TrainingSettings(Section):
     """What `skyseg train` needs to know."""
 
@@ -83,6 +96,8 @@ class TrainingSettings(Section):
     """Without folds: sources to score on; all others are learnt from."""
     validate_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """With neither: share of the sources to score on, drawn by `seed`."""
+    more: list[MoreImages] = []
+    """Further images to learn from, each with its share of the crops; the rest comes from `images`."""
     out: Path
     """The model file to write; beside it a folder with curves and a table, and, until the end, a checkpoint."""
     start_from: str | None = None
@@ -146,6 +161,8 @@ class TrainingSettings(Section):
             raise ValueError(
                 f"validate_folds has fold {sorted(both)[0]}, which is among train_folds; allowed: folds not trained on"
             )
+        if sum(more.share for more in self.more) > 1:
+            raise ValueError(f"more: shares add up to {sum(more.share for more in self.more):g}; allowed: at most 1")
         fixed = SHAPE_KEYS & self.model_fields_set
         if self.start_from and fixed:
             raise ValueError(f"{sorted(fixed)[0]} is fixed by the model of start_from; leave it out")

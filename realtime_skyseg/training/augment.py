@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from realtime_skyseg.config import TrainingSettings
 from realtime_skyseg.records import Class, Mask
 from realtime_skyseg.segmentation import scale
-from realtime_skyseg.training.labelled import LabelledImage, split
+from realtime_skyseg.training.labelled import LabelledImage, read_labelled, split
 
 #: Sources with objects below this diameter (px) are drawn twice as often: they are the hardest and the fewest.
 _TINY_PX = 8.0
@@ -46,12 +46,12 @@ class Sampler:
         told: Mapping[str, float] = dict(settings.class_weights.items())
         self._class_weights = np.array([told.get(name, 1.0) for name in _NAMES], np.float32)
         self._rng = np.random.default_rng(settings.seed)
-        by_source: dict[str, list[LabelledImage]] = {}
-        for pair in pairs:
-            by_source.setdefault(pair.source, []).append(pair)
-        self._sources = [_scaled(source) for source in by_source.values()]
-        weights = [2.0 if min(image.diameter for image in source) < _TINY_PX else 1.0 for source in self._sources]
-        self._weights = np.array(weights) / sum(weights)
+        self._sources, shares = _sources_of(pairs, 1 - sum(more.share for more in settings.more))
+        for more in settings.more:
+            sources, weights = _sources_of(read_labelled(more.images, more.labels, more.table), more.share)
+            self._sources += sources
+            shares += weights
+        self._weights = np.array(shares) / sum(shares)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -262,6 +262,16 @@ def _difference(speck: NDArray[np.float32], drift: tuple[float, float], second: 
     if second:
         return np.asarray(moved(x, y) + moved(-x, -y) - 2 * speck, np.float32)
     return np.asarray(moved(x, y) - speck, np.float32)
+
+
+def _sources_of(pairs: list[LabelledImage], share: float) -> tuple[list[list[_Scaled]], list[float]]:
+    """The images of each source, ready to be drawn, and how often the source is; `share` in all."""
+    by_source: dict[str, list[LabelledImage]] = {}
+    for pair in pairs:
+        by_source.setdefault(pair.source, []).append(pair)
+    sources = [_scaled(source) for source in by_source.values()]
+    weights = [2.0 if min(image.diameter for image in source) < _TINY_PX else 1.0 for source in sources]
+    return sources, [share * weight / sum(weights) for weight in weights]
 
 
 def _scaled(source: list[LabelledImage]) -> list[_Scaled]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from test_guests import SMALL, KerasModel
 
 import realtime_skyseg as sky
@@ -20,11 +21,12 @@ from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.keras_file import import_keras
+from realtime_skyseg.segmentation.network import UNet
 from realtime_skyseg.segmentation.shape import NetworkShape
 from realtime_skyseg.training.augment import Sampler, pixel_weights
 from realtime_skyseg.training.evaluate import Scores, changed, score_image, state_of
 from realtime_skyseg.training.labelled import label_values, read_label, read_labelled, split
-from realtime_skyseg.training.train import Training
+from realtime_skyseg.training.train import Training, add_bias
 
 # OpenCV's order: blue, green, red
 PAINT = {
@@ -246,6 +248,31 @@ def test_a_killed_training_goes_on(trained: tuple[Path, Path], tmp_path: Path) -
         assert records[0]["validation"][key] == pytest.approx(value, abs=0.02), key
 
 
+def test_folds_are_left_out_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_labelled(tmp_path / "data")
+    (tmp_path / "train.yaml").write_text(training_settings(data, tmp_path / "tiny.safetensors", steps=6))
+    arguments = ["train", str(tmp_path / "train.yaml"), "--leave-out"]
+    assert main(arguments) == 0
+    assert "(best)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "tiny-folds.json").read_text())
+    assert set(record["folds"]) == {"0", "1"}
+    assert record["best_bias"] in [float(bias) for bias in record["bias"]]
+    models = [tmp_path / f"tiny-without-{fold}.safetensors" for fold in (0, 1)]
+    told = [load_model(str(path)).training["settings"] for path in models]
+    assert [(one["train_folds"], one["validate_folds"]) for one in told] == [([1], [0]), ([0], [1])]
+    before = [path.stat().st_mtime_ns for path in models]
+    assert main(arguments) == 0  # nothing is trained twice
+    assert [path.stat().st_mtime_ns for path in models] == before
+
+
+def test_a_preview_of_what_is_learnt_from(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "data")
+    (tmp_path / "train.yaml").write_text(training_settings(data, tmp_path / "tiny.safetensors"))
+    assert main(["train", str(tmp_path / "train.yaml"), "--preview", str(tmp_path / "crops.png")]) == 0
+    assert cv2.imread(str(tmp_path / "crops.png")) is not None
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
 def test_a_checkpoint_of_other_settings(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, _ = trained
     out = tmp_path / "tiny.safetensors"
@@ -286,7 +313,6 @@ def test_fine_tuning_and_teachers(trained: tuple[Path, Path], tmp_path: Path) ->
 
 @pytest.mark.gpu
 def test_training_on_the_gpu(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     data = write_labelled(tmp_path / "data")
@@ -302,6 +328,50 @@ def test_pixels_of_small_skyrmions_weigh_more() -> None:
     weights = pixel_weights(mask, np.array([1, 1.2, 3, 1, 1.5], np.float32))
     assert weights[0, 0] > weights[30, 30] > weights[10, 10]
     assert weights[60, 60] > weights[0, 0]
+
+
+def test_more_images_are_drawn_as_often_as_asked(tmp_path: Path) -> None:
+    """The further ones are blank, so that they can be told from the others."""
+    data = write_labelled(tmp_path / "data", n=2)
+    for folder, image in (("images", np.full((128, 128), 7, np.uint8)), ("labels", np.zeros((128, 128), np.uint8))):
+        (tmp_path / "more" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "more" / folder / "0.png"), image)
+    more = {"images": tmp_path / "more/images", "labels": tmp_path / "more/labels", "share": 0.25}
+    plain = dict.fromkeys(("empty", "patterned", "dirty", "noisy", "sloped"), 0.0) | {"contrast": 0, "offset": 0}
+    settings = TrainingSettings(
+        images=data / "images", labels=data / "labels", out=tmp_path / "x.safetensors", crop_px=64, augment=plain,
+        more=[more], batch=200,
+    )  # fmt: skip
+    images, masks, _ = Sampler(read_labelled(settings.images, settings.labels), settings).batch(200)
+    blank = (images == 0).all((1, 2, 3))
+    assert 30 <= blank.sum() <= 70
+    assert (masks[blank] == 0).all()
+
+
+def test_three_classes(tmp_path: Path) -> None:
+    """Edge and outside count as background."""
+    data = write_labelled(tmp_path / "data", n=2)
+    settings = TrainingSettings(
+        images=data / "images", labels=data / "labels", out=tmp_path / "x.safetensors", crop_px=128, classes=3,
+        augment={"patterned": 1.0, "empty": 0.0},
+    )  # fmt: skip
+    assert UNet(NetworkShape(classes=settings.classes)).head.out_channels == 3 * 4
+    _, masks, _ = Sampler(read_labelled(settings.images, settings.labels), settings).batch(16)
+    assert masks.max() <= Class.DEFECT
+
+
+def test_the_bias_is_in_the_weights(trained: tuple[Path, Path]) -> None:
+    """Its logit, of every pixel, rises by just so much, and no other's."""
+    network = load_model(str(trained[1])).load_network()
+    image = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        before = network(image)
+        add_bias(network, -0.75)
+        difference = network(image) - before
+    cell = network.shape.unshuffle**2
+    expected = torch.zeros_like(difference)
+    expected[:, Class.SKYRMION * cell : (Class.SKYRMION + 1) * cell] = -0.75
+    torch.testing.assert_close(difference, expected, atol=1e-4, rtol=0)
 
 
 def test_synthetic_dirt_is_labelled_as_defect(tmp_path: Path) -> None:
