@@ -59,7 +59,6 @@ def test_an_old_run_file_is_filled_in(tmp_path: Path) -> None:
 
 def test_an_old_run_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 0.1 said `segment_gb` and `NAME.segments`."""
-    monkeypatch.setattr("realtime_skyseg.storage.writer.SUFFIXES", (".segments",))
     record = {"folder": str(tmp_path), "name": "run", "segment_gb": 1e-4}
     config = validate(
         {"camera": {"driver": "replay", "path": "bundled"}, "stream": {"enabled": False}, "record": record}

@@ -16,7 +16,6 @@ from realtime_skyseg.storage import layout, tables
 from realtime_skyseg.storage.chunk import pack
 from realtime_skyseg.storage.collected import result_row
 from realtime_skyseg.storage.reader import row_check
-from realtime_skyseg.storage.volumes import SUFFIXES
 
 
 class RunFiller:
@@ -34,7 +33,7 @@ class RunFiller:
     def __init__(self, source: Path, path: Path) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self._volumes = [path.with_name(path.stem + suffix) for suffix in SUFFIXES]
+        self._volumes = [path.with_name(path.stem + suffix) for suffix in layout.VOLUMES]
         for existing in (self.path, self.partial, *self._volumes):
             if existing.exists():
                 raise SettingsError(f"'{existing}' exists already and is not overwritten; allowed: another --out")

@@ -39,6 +39,9 @@ LAYOUT_VERSION = "skyseg-run-2"
 #: What is read.
 LAYOUT_VERSIONS = ("skyseg-run-1", LAYOUT_VERSION)
 
+#: How the name of the folder of a run's volumes ends; version 0.1 wrote the second.
+VOLUMES = (".volumes", ".segments")
+
 RAW = "entry/instrument/detector/data"
 MASK = "entry/segmentation/mask"
 FRAME_NAMES = "entry/instrument/detector/frame_names"

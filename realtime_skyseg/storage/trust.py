@@ -8,7 +8,7 @@ import h5py
 
 from realtime_skyseg.errors import RunFileError
 from realtime_skyseg.records import printable
-from realtime_skyseg.storage.volumes import SUFFIXES
+from realtime_skyseg.storage import layout
 
 #: A file of ours has some hundred objects.
 _MOST_OBJECTS, _DEEPEST = 20_000, 32
@@ -111,7 +111,7 @@ def _check_view(dataset: h5py.Dataset, place: str, path: Path) -> None:
     folders = set()
     for source in dataset.virtual_sources():
         name = PurePosixPath(source.file_name.replace("\\", "/"))
-        if len(name.parts) != 2 or not name.parts[0].endswith(SUFFIXES) or name.parts[0].startswith(".."):
+        if len(name.parts) != 2 or not name.parts[0].endswith(layout.VOLUMES) or name.parts[0].startswith(".."):
             raise RunFileError(
                 f"'{path}': {_shown(place)} is a view of '{_shown(source.file_name)}'; allowed: of the run's volumes"
             )

@@ -24,9 +24,6 @@ Kind = Literal["raw", "mask"]
 #: Handles that opening a file takes, and one more.
 _SPARE = 3
 
-#: How the folder's name ends; version 0.1 wrote the second.
-SUFFIXES = (".volumes", ".segments")
-
 #: Attribute of a virtual stack.
 FRAMES_PER_FILE = "frames_per_file"
 

@@ -39,7 +39,7 @@ from realtime_skyseg.storage.columns import Column, DirectDataset, TableWriter
 from realtime_skyseg.storage.create import Plan, create, new_stack
 from realtime_skyseg.storage.disk import Reserve
 from realtime_skyseg.storage.provenance import Provenance, iso
-from realtime_skyseg.storage.volumes import SUFFIXES, Kind, Volumes, end_virtual_stack, new_virtual_stack
+from realtime_skyseg.storage.volumes import Kind, Volumes, end_virtual_stack, new_virtual_stack
 
 #: Held back on the disk beyond 32 frames, for what is open when the disk is full.
 _RESERVE_BYTES = 48_000_000
@@ -118,7 +118,7 @@ class RunWriter:
         self._reserve_bytes = _RESERVE_BYTES + 32 * shape[0] * shape[1] * dtype.itemsize
         self._piece_bytes = _MARGIN_BYTES + 2 * shape[0] * shape[1] * dtype.itemsize
         self._full = False  # no frame is taken from here on
-        folder = path.with_name(path.stem + SUFFIXES[0])
+        folder = path.with_name(path.stem + layout.VOLUMES[0])
         self._file = self._made([folder] if volume_gb else [])
         self._volumes: Volumes | None = None
         self._reserve: Reserve | None = None

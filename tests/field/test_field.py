@@ -850,7 +850,8 @@ def test_another_guard_takes_over_a_field_outside_its_limits(supply: Supply) -> 
             log.write(f"{time.time_ns()} 9.9\n")
         os.kill(field._process.pid, signal.SIGKILL)
         within(10, lambda: supply.field_mT == 0)
-        assert 75 < supply.log()[:, 1][supply.log()[:, 1] != 99][-1000:].max() <= 80
+        # Within the limits at once, and from there step by step, each as long as the time since the one before allows.
+        assert 60 < supply.log()[:, 1][supply.log()[:, 1] != 99][-1000:].max() <= 80
 
 
 def test_nothing_is_set_once_the_guard_closes(supply: Supply) -> None:

@@ -198,9 +198,9 @@ def test_wrong_use(tmp_path: Path, whole: bytes) -> None:
     assert (tmp_path / "b.h5").read_text() == "precious"
 
 
-KILLED_IN_SEGMENTS = """
+KILLED_IN_VOLUMES = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 from test_recorder import write_volumes
 write_volumes(Path(sys.argv[1]), 23).flush()
@@ -210,7 +210,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_run_in_volumes_is_rescued_to_one_file(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", KILLED_IN_SEGMENTS, tmp_path / "run.h5", Path(__file__).parent]
+    program = [sys.executable, "-c", KILLED_IN_VOLUMES, tmp_path / "run.h5", *sys.path]
     subprocess.run(program, check=False)
     rescue = recover(tmp_path / "run.h5.partial")
     assert (rescue.whole, rescue.written, rescue.analysed) == (True, 22, 23)
