@@ -63,7 +63,9 @@ def test_an_old_run_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = validate(
         {"camera": {"driver": "replay", "path": "bundled"}, "stream": {"enabled": False}, "record": record}
     )
-    summary = sky.Service(config).run()
+    with monkeypatch.context() as then:
+        then.setattr("realtime_skyseg.storage.layout.VOLUMES", (".segments",))
+        summary = sky.Service(config).run()
     assert (tmp_path / "run.segments" / "1.h5").exists()
     shutil.copytree(tmp_path / "run.segments", tmp_path / "partly" / "run.segments")
     partly = forget_results(Path(summary.run_file), tmp_path / "partly" / "run.h5", [3, 4, 5])
