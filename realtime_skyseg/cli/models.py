@@ -25,6 +25,7 @@ def train_command(options: argparse.Namespace) -> int:
     """`skyseg train`."""
     from realtime_skyseg import terminal
     from realtime_skyseg.analysis import Segmenter
+    from realtime_skyseg.cli.scores import show_folds
     from realtime_skyseg.config import load_training
     from realtime_skyseg.plots import plot_cases, plot_crops, plot_history
     from realtime_skyseg.training.augment import preview
@@ -39,7 +40,7 @@ def train_command(options: argparse.Namespace) -> int:
         return 0
     if options.leave_out:
         record = leave_out(settings)
-        terminal.show_folds(terminal.console(), record)
+        show_folds(terminal.console(), record)
         path = settings.out.with_name(f"{settings.out.stem}-folds.json")
         _write_json(path, record)
         print(f"figures: {path}")
@@ -57,6 +58,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     """`skyseg evaluate`."""
     from realtime_skyseg import terminal
     from realtime_skyseg.analysis import Segmenter
+    from realtime_skyseg.cli.scores import show_scores
     from realtime_skyseg.training.evaluate import changed, evaluate, worst
     from realtime_skyseg.training.labelled import label_values, read_labelled
 
@@ -65,7 +67,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     segmenter = Segmenter.load(options.model, options.engine)
     pairs = changed(pairs, options.invert, options.zoom, options.noise)
     scores, masks = evaluate(segmenter, pairs)
-    terminal.show_scores(terminal.console(), scores.as_dict())
+    show_scores(terminal.console(), scores.as_dict())
     if options.json:
         record = {"model": segmenter.model.name, "engine": segmenter.engine.name, **scores.as_dict()}
         _write_json(options.json, record)
