@@ -54,6 +54,10 @@ class AugmentSettings(Section):
     """With a slope of the illumination of `slope`."""
     slope: Annotated[float, Field(ge=0)] = 0.3
     """Standard deviation of the slope, from the middle to the border."""
+    ringed: Share = 0.0
+    """With interference rings, also of the empty films."""
+    rings: Annotated[float, Field(ge=0)] = 0.3
+    """Largest amplitude of the rings, in units of the image's contrast."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -93,6 +93,8 @@ class Sampler:
         image = image * np.float32(np.exp(rng.normal(0, how.contrast))) + np.float32(rng.normal(0, how.offset))
         if self._often("sloped"):
             image = image + self._gradient(how.slope)
+        if self._often("ringed"):
+            image = image + self._rings()
         if self._often("inverted"):
             image = -image  # bright skyrmions: `scale` is odd, so this is the inverted image
         return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask)
@@ -133,6 +135,8 @@ class Sampler:
         image = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:
             image = image / image.std() + self._gradient(1.0)
+        if self._often("ringed"):
+            image = image / image.std() + 4 * self._rings()  # some 4 standard deviations of noise are the contrast
         image, mask = scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
         if self._often("dirty"):
             image, mask = self._dirt(image, mask)
@@ -219,6 +223,15 @@ class Sampler:
                 box = cv2.boxPoints(((centre[0], centre[1]), sides, float(rng.choice([0, rng.uniform(0, 90)]))))
             cv2.fillPoly(film, [np.asarray(box).astype(np.int32)], 1)
         return film > 0
+
+    def _rings(self) -> NDArray[np.float32]:
+        """Interference rings of the light, as Newton's: the phase grows with the square of the radius."""
+        rng, crop = self._rng, self._crop
+        y, x = np.mgrid[:crop, :crop].astype(np.float32)
+        square = (y - rng.uniform(-crop, 2 * crop)) ** 2 + (x - rng.uniform(-crop, 2 * crop)) ** 2
+        closest = rng.uniform(8, 60)  # px between two rings, where they are closest
+        phase = square * np.float32(np.pi / (closest * np.sqrt(square.max()))) + np.float32(rng.uniform(0, 2 * np.pi))
+        return np.asarray(np.cos(phase) * np.float32(rng.uniform(0, self._how.rings)), np.float32)
 
     def _gradient(self, strength: float) -> NDArray[np.float32]:
         down, across = self._rng.normal(0, strength, 2)
