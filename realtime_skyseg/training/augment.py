@@ -128,10 +128,11 @@ class Sampler:
     def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
         """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
         rng, crop = self._rng, self._crop
-        side = int(crop / rng.uniform(1, max(1, self._how.zoom[1]))) if rng.random() < 0.5 else crop
+        larger = rng.uniform(1, max(1, self._how.zoom[1])) if rng.random() < 0.5 else 1.0
+        side = int(crop / larger)
         image: Any = rng.standard_normal((side, side), np.float32)
         if self._how.empty_blur_px > 0.3 and rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, self._how.empty_blur_px))
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, self._how.empty_blur_px) / larger)
         image = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:
             image = image / image.std() + self._gradient(1.0)
