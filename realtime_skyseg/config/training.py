@@ -46,6 +46,8 @@ class AugmentSettings(Section):
     """With white noise added."""
     noise: Annotated[float, Field(ge=0)] = 1.5
     """Most added noise, in units of the image's own."""
+    least_cnr: Annotated[float, Field(ge=0)] = 1.0
+    """No noise is added beyond this ratio of contrast to noise: labels of what cannot be seen teach to guess."""
     contrast: Annotated[float, Field(ge=0)] = 0.3
     """Standard deviation of the logarithm of a factor on the grey levels."""
     offset: Annotated[float, Field(ge=0)] = 0.15

@@ -31,8 +31,14 @@ class _Scaled:
     image: NDArray[np.float32]
     mask: Mask
     noise: float  # standard deviation of the image's own noise, in scaled units
+    contrast: float  # between its skyrmions and the film, in scaled units; infinite without either
     diameter: float  # median of its objects, px; infinite without objects
     alike: list[NDArray[np.float32]]  # frames of the same video in which nearly nothing has moved
+
+    def spare_noise(self, least_cnr: float) -> float:
+        """Standard deviation of what may be added until contrast over noise is that."""
+        most = self.contrast / least_cnr if least_cnr else np.inf
+        return float(np.sqrt(max(0.0, most**2 - self.noise**2)))
 
 
 class Sampler:
@@ -84,7 +90,7 @@ class Sampler:
         if self._often("blurred"):
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*how.blur_px))
         if self._often("noisy"):
-            strength = np.float32(rng.uniform(0, how.noise) * chosen.noise)
+            strength = np.float32(min(rng.uniform(0, how.noise) * chosen.noise, chosen.spare_noise(how.least_cnr)))
             image = image + rng.standard_normal(image.shape, np.float32) * strength
         if mask.max() < Class.OUTSIDE and self._often("patterned"):
             image, mask = self._pattern(image, mask, chosen.noise)
@@ -295,7 +301,9 @@ def _scaled(source: list[LabelledImage]) -> list[_Scaled]:
     for index, pair in enumerate(source):
         neighbours = [other for other in (index - 1, index + 1) if 0 <= other < len(source)]
         alike = [images[other] for other in neighbours if _overlap(skyrmions[index], skyrmions[other]) > _SAME]
-        found.append(_Scaled(images[index], pair.mask, _noise(images[index]), _diameter(skyrmions[index]), alike))
+        noise, diameter = _noise(images[index]), _diameter(skyrmions[index])
+        contrast = _contrast(images[index], skyrmions[index], pair.mask == Class.BACKGROUND)
+        found.append(_Scaled(images[index], pair.mask, noise, contrast, diameter, alike))
     return found
 
 
@@ -312,6 +320,12 @@ def _noise(image: NDArray[np.float32]) -> float:
     """
     mixed = image[1:, 1:] - image[1:, :-1] - image[:-1, 1:] + image[:-1, :-1]
     return float(np.median(np.abs(mixed)) / 0.6745 / 2)
+
+
+def _contrast(image: NDArray[np.float32], skyrmions: NDArray[np.bool_], film: NDArray[np.bool_]) -> float:
+    if not skyrmions.any() or not film.any():
+        return float("inf")
+    return abs(float(image[film].mean()) - float(image[skyrmions].mean()))
 
 
 def _diameter(skyrmion: NDArray[np.bool_]) -> float:
