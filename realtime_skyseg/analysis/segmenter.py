@@ -1,6 +1,7 @@
 """One image in, its mask and objects out: the code that live runs, offline analysis and evaluation share."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettin
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.records import Class, Image, Mask, Polarity, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
+from realtime_skyseg.segmentation.noise import looks_like_noise
 from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
 #: Objects whose contrast, in units of the image's, times area is less than this (px) tell no polarity: some five
@@ -21,6 +23,10 @@ _EVIDENCE = 200.0
 #: If dark or bright is known, what speaks for the other has to be so many times as much to be believed. On the 119
 #: labelled images what speaks for the true one is 1.9 to more than 100 times the other.
 _SURPRISE = 2.0
+
+#: In an image that looks like noise, what speaks for one polarity has to be so many times what speaks for the other,
+#: and so much more (px). In noise it is 0.8 to 1.2 times.
+_SIGNAL, _LEAST_SIGNAL = 1.5, 30.0
 
 
 class Segmenter:
@@ -134,7 +140,9 @@ class Segmenter:
         known = told or polarity
         found = self._once(image, known > 0, mark)
         found.polarity = known or -1
-        if told or (known and len(found.objects) and found.area_fraction <= 0.5):
+        noise = looks_like_noise(self._shown())
+        nothing, much = not len(found.objects), found.area_fraction > 0.5
+        if known and (nothing if noise else told or not (nothing or much)):
             return found
         evidence = self._evidence(found)
         other = self._once(image, known <= 0, lambda stage: mark(stage) if stage != "prepare" else None)
@@ -143,18 +151,27 @@ class Segmenter:
         if self._polarity == "both":
             found.mask[other.mask == Class.SKYRMION] = Class.SKYRMION
             return measure(found.mask, self._min_area_px, self._stripe_slenderness)
+        least, most = sorted((evidence, surprise))
+        if noise and most < _SIGNAL * least + _LEAST_SIGNAL:  # as much in the negative: noise is symmetric
+            found.mask[found.mask == Class.SKYRMION] = Class.BACKGROUND
+            empty = measure(found.mask, self._min_area_px, self._stripe_slenderness)
+            return replace(empty, polarity=found.polarity, guessed=not known)
         if known:
-            return other if surprise > max(_EVIDENCE, _SURPRISE * evidence) else found
+            return other if not told and surprise > max(_EVIDENCE, _SURPRISE * evidence) else found
         chosen = other if surprise > evidence else found
-        chosen.guessed = max(surprise, evidence) < _EVIDENCE
+        chosen.guessed = most < _EVIDENCE
         return chosen
 
     def _evidence(self, found: Segmentation) -> float:
         """How much speaks for what was found: how dark it is against the film around, times its area."""
-        scaled = self.engine.input[: self._shape[0], : self._shape[1]]
+        scaled = self._shown()
         film, skyrmions = found.mask == Class.BACKGROUND, found.mask == Class.SKYRMION
         level = float(scaled[film].mean()) if film.any() else 0.0
         return float((level - scaled[skyrmions]).sum())
+
+    def _shown(self) -> NDArray[np.float32]:
+        """What the network was shown last, without what was mirrored."""
+        return self.engine.input[: self._shape[0], : self._shape[1]]
 
     def _once(self, image: Image, inverted: bool, mark: Callable[[str], None]) -> Segmentation:
         self._prepare(image, inverted)
@@ -182,7 +199,7 @@ class Segmenter:
         """
         polarity = self._polarity if self.model.polarity == "any" else "dark"
         # Guests are left as they are: their input is not scaled to a median of 0.
-        scaled = self.engine.input[: self._shape[0], : self._shape[1]] if self.model.scaling == "percentiles" else None
+        scaled = self._shown() if self.model.scaling == "percentiles" else None
         return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, polarity)
 
     def network_outputs(self) -> Callable[[bool, str, Image], NDArray[np.float32]]:
