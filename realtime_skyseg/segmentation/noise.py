@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-#: Pixels are averaged over squares of these sides: skyrmions of 5 to 60 px stand out at one of them.
-_CELLS_PX = (4, 8)
+#: Pixels are averaged over squares of these sides: skyrmions of 5 to 60 px stand out at one of them. Most images are
+#: told from noise by the first, which costs least.
+_CELLS_PX = (8, 4)
 
 #: Illumination changes over more than so many cells, and is taken out.
 _SLOW_CELLS = 25
@@ -36,7 +37,7 @@ def looks_like_noise(image: NDArray[np.float32]) -> bool:
     Args:
         image: (height, width) float32.
     """
-    if image.size < _FEWEST * _CELLS_PX[-1] ** 2:
+    if image.size < _FEWEST * _CELLS_PX[0] ** 2:
         return False
     for side in _CELLS_PX:
         size = image.shape[1] // side, image.shape[0] // side
@@ -56,7 +57,7 @@ def looks_like_noise(image: NDArray[np.float32]) -> bool:
             abs(skewness) > _MOMENT * math.sqrt(6 / n)
             or abs(kurtosis) > _MOMENT * math.sqrt(24 / n)
             or farthest > _EXTREME
-            or (side == _CELLS_PX[-1] and max(related) > _RELATED)
+            or (side == _CELLS_PX[0] and max(related) > _RELATED)
         ):
             return False
     return True
