@@ -2,8 +2,8 @@
 
     python benchmarks/states.py [--model compact] [--films 10] [--out docs/images/states.png]
 
-Each film goes from saturation to no field and back, in both contrasts; then come saturated films with correlated noise, dirt
-that drifts and interference rings. The picture shows counts over the field; the text tells where a count misses the
+Each film goes from saturation to no field and back, in both contrasts; then come saturated films with correlated noise,
+dirt that drifts and interference rings. The picture shows counts over the field; the text tells where a count misses the
 truth by more than 3 and 8 %.
 """
 
@@ -61,8 +61,8 @@ def main() -> None:
             missed = [row for row in here if row.misses]
             worst = max(here, key=lambda row: abs(row.counted - row.true))
             print(
-                f"CNR {cnr:g}, field going {branch}: {len(here) - len(missed)} of {len(here)} within 3 or 8 %; worst at "
-                f"{worst.field_mT:.1f} mT: {worst.counted} counted, {worst.true} true, {worst.stripes} stripes"
+                f"CNR {cnr:g}, field going {branch}: {len(here) - len(missed)} of {len(here)} within 3 or 8 %; worst "
+                f"at {worst.field_mT:.1f} mT: {worst.counted} counted, {worst.true} true, {worst.stripes} stripes"
             )
     for name, counts in empty(segmenter, arguments.empty).items():
         share = np.mean(np.array(counts) == 0)
