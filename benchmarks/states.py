@@ -3,8 +3,8 @@
     python benchmarks/states.py [--model compact] [--films 10] [--out docs/images/states.png]
 
 Each film goes from saturation to no field and back, in both contrasts; then come saturated films with correlated noise,
-dirt that drifts and interference rings. The picture shows counts over the field; the text tells where a count misses the
-truth by more than 3 and 8 %.
+dirt that drifts and interference rings. The picture shows counts over the field; the text tells where a count misses
+the truth by more than 3 and 8 %.
 """
 
 import argparse
