@@ -85,9 +85,10 @@ class FramePath:
         found = self.segmenter.of_something(image, mark, self.polarity)
         inverted = found.polarity > 0
         if live and not found.guessed and found.polarity != self.polarity:
+            if inverted or self.polarity:  # that they are dark is nothing to tell, unless it was otherwise before
+                kind = "bright: the network is shown negatives" if inverted else "dark"
+                self.events.append(("polarity", f"since frame {frame.index} skyrmions are {kind}"))
             self.polarity = found.polarity
-            kind = "bright: the network is shown negatives" if inverted else "dark"
-            self.events.append(("polarity", f"since frame {frame.index} skyrmions are {kind}"))
         found.polarity = self.polarity
         result.segmentation = self.preparation.place(found) if self.preparation else found
         if self._watched:

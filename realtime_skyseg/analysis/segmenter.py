@@ -105,12 +105,18 @@ class Segmenter:
             self._measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
         return self._engine
 
-    def __call__(self, image: Image, mark: Callable[[str], None] = lambda stage: None) -> Segmentation:
+    def __call__(
+        self, image: Image, mark: Callable[[str], None] = lambda stage: None, polarity: int = 0
+    ) -> Segmentation:
         """Segment and measure an image.
 
         Args:
             image: (height, width) of 16 px or more, integers or floats; dark or bright skyrmions.
             mark: called at the end of each stage: "prepare", "segment", "measure".
+            polarity: -1 or 1 if earlier images of the film have told that skyrmions are dark or bright; 0: nothing is
+                known. A network that knows dark ones only is then shown the image and its negative, which takes twice
+                as long, and so it is if nothing is found, or more than half of the sample. In a run file: the column
+                `polarity` of the frame that was analysed before.
 
         Returns:
             the mask, the objects and their numbers; `None` for the numbers of an image that is the same everywhere.
@@ -120,20 +126,12 @@ class Segmenter:
         """
         if shows_nothing(as_image(image)):
             return Segmentation.of_nothing((image.shape[0], image.shape[1]))
-        return self.of_something(image, mark)
+        return self.of_something(image, mark, polarity)
 
     def of_something(
         self, image: Image, mark: Callable[[str], None] = lambda stage: None, polarity: int = 0
     ) -> Segmentation:
-        """As a call, for an image that is known to show something.
-
-        Args:
-            image: as in a call.
-            mark: the same.
-            polarity: -1 or 1 if earlier images of the film have told that skyrmions are dark or bright; 0: nothing is
-                known. A network that knows dark ones only is then shown the image and its negative, which takes twice
-                as long, and so it is if nothing is found, or more than half of the sample.
-        """
+        """As a call, for an image that is known to show something."""
         if self.model.polarity == "any":
             return self._once(image, False, mark)
         told = {"dark": -1, "bright": 1}.get(self._polarity, 0)

@@ -48,12 +48,13 @@ class Preparation:
     >>> from realtime_skyseg import open_run
     >>> from realtime_skyseg.records import Skipped
     >>> with open_run(path) as run:
-    ...     preparation = Preparation(settings, run.raw[0].shape, run.backgrounds())
+    ...     preparation, polarity = Preparation(settings, run.raw[0].shape, run.backgrounds()), 0
     ...     for index, row in enumerate(run.table):
     ...         live = row["skipped"] == Skipped.NOT_SKIPPED
     ...         prepared = preparation(run.raw[index], index, keep=live)
-    ...         found = preparation.place(segmenter(prepared.image))
+    ...         found = preparation.place(segmenter(prepared.image, polarity=polarity))
     ...         assert (found.mask == run.mask[index]).all()
+    ...         polarity = row["polarity"] if live else polarity
 
     A live run's frame whose segmentation failed had passed through already; after such a fault this equality is lost
     for `average_frames` frames.
