@@ -188,7 +188,7 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     again = open_engine(load_model("compact"), (64, 64), "openvino", cache=tmp_path)
     first.input[...] = again.input[...] = scale(discs(64, 64, 1))
     np.testing.assert_array_equal(again.run(), first.run())
-    assert broken.stat().st_size == len(whole)
+    assert broken.stat().st_size == pytest.approx(len(whole), abs=100)  # names of layers are numbered by the process
 
 
 # --- large images ---
