@@ -16,9 +16,9 @@ from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
 from realtime_skyseg.segmentation.noise import looks_like_noise
 from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
-#: Objects whose contrast, in units of the image's, times area is less than this (px) tell no polarity: some five
-#: skyrmions of 10 px.
-_EVIDENCE = 200.0
+#: Fewer objects than this, or objects whose contrast, in units of the image's, times area is less (px), tell no
+#: polarity: a speck of dirt is bright on one side and dark on the other.
+_OBJECTS, _EVIDENCE = 5, 200.0
 
 #: If dark or bright is known, what speaks for the other has to be so many times as much to be believed. On the 119
 #: labelled images what speaks for the true one is 1.9 to more than 100 times the other.
@@ -155,9 +155,10 @@ class Segmenter:
             empty = measure(found.mask, self._min_area_px, self._stripe_slenderness)
             return replace(empty, polarity=found.polarity, guessed=not known)
         if known:
-            return other if not told and surprise > max(_EVIDENCE, _SURPRISE * evidence) else found
+            turned = len(other.objects) >= _OBJECTS and surprise > max(_EVIDENCE, _SURPRISE * evidence)
+            return other if turned and not told else found
         chosen = other if surprise > evidence else found
-        chosen.guessed = most < _EVIDENCE
+        chosen.guessed = len(chosen.objects) < _OBJECTS or most < _EVIDENCE
         return chosen
 
     def _evidence(self, found: Segmentation) -> float:
@@ -165,7 +166,7 @@ class Segmenter:
         scaled = self._shown()
         film, skyrmions = found.mask == Class.BACKGROUND, found.mask == Class.SKYRMION
         level = float(scaled[film].mean()) if film.any() else 0.0
-        return float((level - scaled[skyrmions]).sum())
+        return float((level - scaled[skyrmions]).clip(-1, 1).sum())  # nothing magnetic has more contrast than 1
 
     def _shown(self) -> NDArray[np.float32]:
         """What the network was shown last, without what was mirrored."""

@@ -32,7 +32,7 @@ def film(discs: int, sign: int, seed: int = 0) -> np.ndarray:
     image = rng.normal(128, 3, SHAPE)
     for k in range(discs):
         y, x = 12 + 24 * (k // 5), 12 + 24 * (k % 5)
-        image[(rows - y) ** 2 + (columns - x) ** 2 <= 25] += 20 * sign
+        image[(rows - y) ** 2 + (columns - x) ** 2 <= 25] += 30 * sign
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
