@@ -214,17 +214,19 @@ class Training:
         return moved
 
     def _record(self) -> dict[str, Any]:
-        progress = self._progress
-        here = {"images", "labels", "table", "out", "threads"}  # matter on this computer only
-        fixed = SHAPE_KEYS if self.settings.start_from else set()
+        progress, settings = self._progress, self.settings
+        here = {"images", "labels", "table", "out", "threads", "more"}  # matter on this computer only
+        fixed = SHAPE_KEYS if settings.start_from else set()
+        step, figures = progress.best_step, progress.best_figures
+        if settings.keep == "last":
+            step, figures = progress.step, {key: progress.history[-1][key] for key in figures}
         return {
-            "settings": self.settings.model_dump(mode="json", exclude=here | fixed),
+            "settings": settings.model_dump(mode="json", exclude=here | fixed),
+            "more": [{"images": more.images.parent.name, "share": more.share} for more in settings.more],
             "images": len(self.training),
             "validation_images": len(self.validation),
-            "best_step": progress.best_step,
-            "validation": {
-                key: round(value, 4) for key, value in progress.best_figures.items() if math.isfinite(value)
-            },
+            "best_step": step,
+            "validation": {key: round(value, 4) for key, value in figures.items() if math.isfinite(value)},
             "seconds": round(progress.seconds),
             "torch": torch.__version__,
         }
