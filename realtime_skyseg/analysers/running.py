@@ -28,6 +28,9 @@ BUDGET_MS = 20.0
 RESERVED = {
     "frame", "number", "htype", "run", "msg_number", "shape", "type", "compression", "object_dtype", "objects_base64",
     "drift_px", "field_mT", "time_s", "diameter_px", "area_px", "domain", *(OBJECT_DTYPE.names or ()),
+    "written", "camera_lost", "camera_ns", "received_ns", "written_ns", "write_ns", "field_age_ns", "raw_crc32",
+    "row_crc32", "skipped", "segmented_ns", "published_ns", "drift_x_px", "drift_y_px", "drift_quality", "polarity",
+    "source_crc32", "mask_crc32", "objects_crc32", "result_crc32",
 }  # fmt: skip
 
 

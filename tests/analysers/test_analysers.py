@@ -16,13 +16,13 @@ from test_field import LINEAR
 
 import realtime_skyseg as sky
 from realtime_skyseg.analysers import RunningAnalyser, View
-from realtime_skyseg.analysers.running import MOST_FAILURES, MOST_LATE
+from realtime_skyseg.analysers.running import MOST_FAILURES, MOST_LATE, RESERVED
 from realtime_skyseg.cli import main
 from realtime_skyseg.config import validate
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.records import OBJECT_DTYPE
+from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE
 from realtime_skyseg.segmentation.model import load_model
-from realtime_skyseg.storage import recover
+from realtime_skyseg.storage import layout, recover
 from realtime_skyseg.streaming.messages import CountsMessage, HeaderMessage, ImageMessage, LateMessage
 
 #: Analysers that do not do as they should.
@@ -225,6 +225,11 @@ def test_odd_ones_are_counted_said_and_switched_off(lab: Path) -> None:
         ("analyser_failed", "raises"), ("analyser_off", "raises"), ("analyser_failed", "shape"),
         ("analyser_off", "shape"), ("analyser_off", "slow"),
     }  # fmt: skip
+
+
+def test_no_quantity_takes_the_name_of_a_column() -> None:
+    columns = {*layout.FRAME_COLUMNS, *layout.RESULT_COLUMNS, *layout.OBJECT_COLUMNS}
+    assert columns <= RESERVED | set(FRAME_QUANTITIES)
 
 
 def test_what_comes_late_is_published(lab: Path) -> None:
