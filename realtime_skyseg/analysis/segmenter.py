@@ -21,11 +21,11 @@ from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows
 _OBJECTS, _EVIDENCE = 5, 200.0
 
 #: If dark or bright is known, what speaks for the other has to be so many times as much to be believed. On the 119
-#: labelled images what speaks for the true one is 1.9 to more than 100 times the other.
+#: labelled images what speaks for the true one is at least 2.7 times the other (compact; median 100).
 _SURPRISE = 2.0
 
 #: In an image that looks like noise, what speaks for one polarity has to be so many times what speaks for the other,
-#: and so much more (px). In noise it is 0.8 to 1.2 times.
+#: and so much more (px). In 36 fields of noise correlated over 1 to 3 px it was at most 1.9 times, 1.05 in the median.
 _SIGNAL, _LEAST_SIGNAL = 1.5, 30.0
 
 

@@ -111,7 +111,8 @@ def _check_view(dataset: h5py.Dataset, place: str, path: Path) -> None:
     folders = set()
     for source in dataset.virtual_sources():
         name = PurePosixPath(source.file_name.replace("\\", "/"))
-        if len(name.parts) != 2 or not name.parts[0].endswith(layout.VOLUMES) or name.parts[0].startswith(".."):
+        own = name.parent.suffix in layout.VOLUMES and not name.parts[0].startswith("..")
+        if len(name.parts) != 2 or not own:
             raise RunFileError(
                 f"'{path}': {_shown(place)} is a view of '{_shown(source.file_name)}'; allowed: of the run's volumes"
             )

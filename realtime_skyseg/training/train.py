@@ -52,7 +52,7 @@ class Training:
 
     AdamW with warm-up and cosine decay, weighted cross-entropy with label smoothing plus soft Dice on class
     skyrmion, and an exponential moving average of the weights; the average with the best validation figures is
-    saved. Runs on the GPU where there is one; convolutions run in bfloat16.
+    saved, or the last (`keep`). Runs on the GPU where there is one; convolutions run in bfloat16.
 
     Raises:
         SettingsError: images or labels cannot be read, the split leaves a side empty, or the checkpoint belongs to
