@@ -188,7 +188,9 @@ def _settings_of(run: Run, overrides: Sequence[str]) -> Config:
         name: section for name, section in run.config.items() if name in ("prepare", "analysis", "measure", "analysers")
     }
     tree["camera"] = {"driver": "replay", "path": "bundled"}
-    tree["analysis"] = {**tree.get("analysis", {}), "engine": run.provenance["engine"]}
+    # Of runs whose version had not these settings yet.
+    before = dict.fromkeys(("captions", "large_domains", "close_gaps"), False)
+    tree["analysis"] = {**before, **tree.get("analysis", {}), "engine": run.provenance["engine"]}
     return validate(tree, overrides)
 
 

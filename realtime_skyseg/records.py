@@ -114,6 +114,7 @@ class Segmentation:
     area_fraction: float  # pixels of class SKYRMION / pixels on the sample (all but class OUTSIDE); NaN as above
     polarity: int = 0  # -1: its skyrmions are dark, 1: bright; 0: the network takes both
     guessed: bool = False  # the polarity, from too little to be held for the frames to come
+    drawn: bool = False  # a caption or a scale bar was found in the image: class OUTSIDE there
 
     @classmethod
     def of_nothing(cls, shape: tuple[int, int]) -> "Segmentation":

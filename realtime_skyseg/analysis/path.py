@@ -45,6 +45,7 @@ class FramePath:
         self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
         self._first_ns: int | None = None
         self.polarity = 0
+        self._drawn = False  # a caption, in the frame before
         self.backgrounds: Sequence[Background] = ()
         self.events: list[tuple[str, str]] = []
         self.view: View | None = None
@@ -83,6 +84,10 @@ class FramePath:
         if not wanted:
             return None
         found = self.segmenter.of_something(image, mark, self.polarity)
+        if live and found.drawn != self._drawn:
+            self._drawn = found.drawn
+            text = "a caption or scale bar is left out" if found.drawn else "there is no caption any more"
+            self.events.append(("caption", f"since frame {frame.index} {text}"))
         inverted = found.polarity > 0
         if live and not found.guessed and found.polarity != self.polarity:
             if inverted or self.polarity:  # that they are dark is nothing to tell, unless it was otherwise before

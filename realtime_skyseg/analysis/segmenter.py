@@ -5,20 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime_skyseg.analysers.objects import measure
+from realtime_skyseg.analysis.broken import close_gaps
+from realtime_skyseg.analysis.large_domains import FACTOR, add_large_domains, may_show_large_domains, smaller_image
+from realtime_skyseg.analysis.outside import keep_bordered
 from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettings
 from realtime_skyseg.errors import FrameError
+from realtime_skyseg.preparation.caption import Drawn, find_drawn
 from realtime_skyseg.records import Class, Image, Mask, Polarity, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
 from realtime_skyseg.segmentation.noise import looks_like_noise
 from realtime_skyseg.segmentation.scaling import as_image, scale_mirrored, shows_nothing
 
+#: Smaller than this (cells of `FACTOR`), an image is not looked at a second time for large domains.
+_LEAST_CELLS = 40
+
 #: Fewer objects than this, or objects whose contrast, in units of the image's, times area is less (px), tell no
 #: polarity: a speck of dirt is bright on one side and dark on the other.
 _OBJECTS, _EVIDENCE = 5, 200.0
+
+#: The most that a single object tells.
+_OF_ONE = 200.0
 
 #: If dark or bright is known, what speaks for the other has to be so many times as much to be believed. On the 119
 #: labelled images what speaks for the true one is at least 2.7 times the other (compact; median 100).
@@ -43,22 +54,22 @@ class Segmenter:
     def __init__(
         self,
         model: Model,
-        engine: EngineChoice = "auto",
-        threads: int | None = None,
-        min_area_px: int = 10,
-        stripe_slenderness: float = 3.0,
-        polarity: Polarity = "auto",
+        analysis: AnalysisSettings | None = None,
+        measure: MeasureSettings | None = None,
         cache: Path | None = None,
     ) -> None:
         self.model = model
-        self._choice: EngineChoice = engine
-        self._threads = threads
-        self._min_area_px = min_area_px
-        self._stripe_slenderness = stripe_slenderness
-        self._polarity: Polarity = polarity
+        self._settings = analysis or AnalysisSettings()
+        self._rules = measure or MeasureSettings()
         self._cache = cache
+        # What is done to the mask goes by what is dark; and networks that know dark skyrmions only have seen large
+        # domains.
+        self._dark_only = model.polarity == "dark"
         self._engine: Engine | None = None
+        self._small_engine: Engine | None = None  # for the image made smaller
         self._shape = (0, 0)
+        self._drawn: Drawn | None = None  # in the image in work
+        self._large = False  # it may show large domains
 
     @classmethod
     def load(
@@ -76,19 +87,14 @@ class Segmenter:
             SettingsError: there is no such model.
             ModelError: the file is not a model.
         """
-        return cls(load_model(model), engine, threads, min_area_px, stripe_slenderness, polarity)
+        analysis = AnalysisSettings(model=model, engine=engine, threads=threads)
+        measure = MeasureSettings(min_area_px=min_area_px, stripe_slenderness=stripe_slenderness, polarity=polarity)
+        return cls.of(analysis, measure)
 
     @classmethod
     def of(cls, analysis: AnalysisSettings, measure: MeasureSettings) -> Self:
         """A segmenter with the settings of a run. Raises what `load` raises."""
-        return cls.load(
-            analysis.model,
-            analysis.engine,
-            analysis.threads,
-            measure.min_area_px,
-            measure.stripe_slenderness,
-            measure.polarity,
-        )
+        return cls(load_model(analysis.model), analysis, measure)
 
     @property
     def engine(self) -> Engine:
@@ -100,10 +106,16 @@ class Segmenter:
     def open(self, shape: tuple[int, int]) -> Engine:
         """Make the engine for images of (height, width) ready, unless it is."""
         if self._engine is None or shape != self._shape:
-            self._engine = open_engine(self.model, shape, self._choice, self._threads, self._cache)
-            self._shape = shape
+            self._engine = self._open(shape)
+            self._shape, self._small_engine = shape, None
+            if self._dark_only and self._settings.large_domains and min(shape) >= FACTOR * _LEAST_CELLS:
+                small = shape[0] // FACTOR, shape[1] // FACTOR
+                self._small_engine = self._open(small)
             self._measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
         return self._engine
+
+    def _open(self, shape: tuple[int, int]) -> Engine:
+        return open_engine(self.model, shape, self._settings.engine, self._settings.threads, self._cache)
 
     def __call__(
         self, image: Image, mark: Callable[[str], None] = lambda stage: None, polarity: int = 0
@@ -132,13 +144,23 @@ class Segmenter:
         self, image: Image, mark: Callable[[str], None] = lambda stage: None, polarity: int = 0
     ) -> Segmentation:
         """As a call, for an image that is known to show something."""
-        if self.model.polarity == "any":
+        image = as_image(image)
+        self._drawn = find_drawn(image) if self._settings.captions else None
+        if self._drawn:
+            image = self._drawn.without(image)
+        found = self._decide(image, mark, polarity)
+        found.drawn = self._drawn is not None
+        return found
+
+    def _decide(self, image: Image, mark: Callable[[str], None], polarity: int) -> Segmentation:
+        """Which polarity, and whether there is anything."""
+        if not self._dark_only:
             return self._once(image, False, mark)
-        told = {"dark": -1, "bright": 1}.get(self._polarity, 0)
+        told = {"dark": -1, "bright": 1}.get(self._rules.polarity, 0)
         known = told or polarity
         found = self._once(image, known > 0, mark)
         found.polarity = known or -1
-        noise = looks_like_noise(self._shown())
+        noise = not self._large and looks_like_noise(self._shown())
         nothing, much = not len(found.objects), found.area_fraction > 0.5
         if known and (nothing if noise else told or not (nothing or much)):
             return found
@@ -146,13 +168,13 @@ class Segmenter:
         other = self._once(image, known <= 0, lambda stage: mark(stage) if stage != "prepare" else None)
         other.polarity = -found.polarity
         surprise = self._evidence(other)
-        if self._polarity == "both":
+        if self._rules.polarity == "both":
             found.mask[other.mask == Class.SKYRMION] = Class.SKYRMION
-            return measure(found.mask, self._min_area_px, self._stripe_slenderness)
+            return measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
         least, most = sorted((evidence, surprise))
         if noise and most < _SIGNAL * least + _LEAST_SIGNAL:  # as much in the negative: noise is symmetric
             found.mask[found.mask == Class.SKYRMION] = Class.BACKGROUND
-            empty = measure(found.mask, self._min_area_px, self._stripe_slenderness)
+            empty = measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
             return replace(empty, polarity=found.polarity, guessed=not known)
         if known:
             turned = len(other.objects) >= _OBJECTS and surprise > max(_EVIDENCE, _SURPRISE * evidence)
@@ -162,11 +184,17 @@ class Segmenter:
         return chosen
 
     def _evidence(self, found: Segmentation) -> float:
-        """How much speaks for what was found: how dark it is against the film around, times its area."""
+        """How much speaks for what was found: how dark it is against the film around, times its area, object by object.
+
+        No object says more than `_OF_ONE`: what lies beside an element is large, and dark in one of the two.
+        """
         scaled = self._shown()
         film, skyrmions = found.mask == Class.BACKGROUND, found.mask == Class.SKYRMION
         level = float(scaled[film].mean()) if film.any() else 0.0
-        return float((level - scaled[skyrmions]).clip(-1, 1).sum())  # nothing magnetic has more contrast than 1
+        _, labels = cv2.connectedComponents(skyrmions.astype(np.uint8), connectivity=8)
+        darker = (level - scaled[skyrmions]).clip(-1, 1)  # nothing magnetic has more contrast than 1
+        of_objects = np.bincount(labels[skyrmions], darker)
+        return float(np.minimum(of_objects, _OF_ONE).sum())
 
     def _shown(self) -> NDArray[np.float32]:
         """What the network was shown last, without what was mirrored."""
@@ -174,6 +202,7 @@ class Segmenter:
 
     def _once(self, image: Image, inverted: bool, mark: Callable[[str], None]) -> Segmentation:
         self._prepare(image, inverted)
+        self._large = self._small_engine is not None and may_show_large_domains(self._shown())
         mark("prepare")
         mask = self._segment()
         mark("segment")
@@ -188,18 +217,29 @@ class Segmenter:
 
     def _segment(self) -> Mask:
         """The mask (height, width) of what was prepared, owned by the caller."""
-        mask = self.engine.run()
-        return np.ascontiguousarray(mask[: self._shape[0], : self._shape[1]]).copy()
+        mask = np.ascontiguousarray(self.engine.run()[: self._shape[0], : self._shape[1]]).copy()
+        if self._dark_only:
+            keep_bordered(mask)
+        if self._dark_only and self._settings.close_gaps:
+            close_gaps(mask, self._shown())
+        if self._large and self._small_engine is not None:
+            engine, small = self._small_engine, smaller_image(self._shown())
+            scale_mirrored(small, engine.input)
+            part = np.s_[: small.shape[0], : small.shape[1]]
+            add_large_domains(mask, engine.run()[part], engine.input[part], self._shown())
+        if self._drawn:
+            self._drawn.put(mask, Class.OUTSIDE)
+        return mask
 
     def _measure(self, mask: Mask) -> Segmentation:
         """The objects of the mask of what was prepared, after taking those of the other polarity out.
 
         What is prepared for a network that knows dark ones only has dark ones only.
         """
-        polarity = self._polarity if self.model.polarity == "any" else "dark"
+        polarity = self._rules.polarity if self.model.polarity == "any" else "dark"
         # Guests are left as they are: their input is not scaled to a median of 0.
         scaled = self._shown() if self.model.scaling == "percentiles" else None
-        return measure(mask, self._min_area_px, self._stripe_slenderness, scaled, polarity)
+        return measure(mask, self._rules.min_area_px, self._rules.stripe_slenderness, scaled, polarity)
 
     def network_outputs(self) -> Callable[[bool, str, Image], NDArray[np.float32]]:
         """Whether the negative is shown, name of an output of the network, and image -> that output, as in `View`.

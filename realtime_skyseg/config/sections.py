@@ -176,6 +176,15 @@ class AnalysisSettings(Section):
     """Policy `latest`: frames that may wait, so that a hiccup skips none; one more, and only the newest is kept."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads of the engine; absent: one per core."""
+    captions: bool = True
+    """Caption bars along a side and scale bars that a program drew into the image are found and left out: class outside
+    there, and the network is shown film. False: images are taken as they are."""
+    large_domains: bool = True
+    """Domains beyond some 80 px, which the network does not see whole, are sought in the image made four times smaller,
+    where neighbouring parts of it are so alike that there may be some."""
+    close_gaps: bool = True
+    """Gaps of up to 6 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
+    has broken is one stripe."""
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 16
     """Policy `every`: frames that may wait for analysis. Then a recording waits, a live camera's frame is skipped."""
 

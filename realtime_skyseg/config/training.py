@@ -28,6 +28,8 @@ class AugmentSettings(Section):
     """Films without any object: noise, correlated over up to `empty_blur_px`, illumination and dirt."""
     empty_blur_px: Annotated[float, Field(ge=0, le=5)] = 1.2
     """Largest standard deviation of the blur that correlates the noise of empty films."""
+    domains: Share = 0.0
+    """Large domains in little noise: what a frame shows that was made smaller, until the network sees them whole."""
     patterned: Share = 0.2
     """Continuous films cut into elements with an edge and an outside."""
     dirty: Share = 0.2
@@ -57,7 +59,7 @@ class AugmentSettings(Section):
     slope: Annotated[float, Field(ge=0)] = 0.3
     """Standard deviation of the slope, from the middle to the border."""
     ringed: Share = 0.0
-    """With interference rings, also of the empty films."""
+    """With interference rings; 40 % of the empty films at least, unless it is 0. So it is with `dirty`."""
     rings: Annotated[float, Field(ge=0)] = 0.3
     """Largest amplitude of the rings, in units of the image's contrast."""
 

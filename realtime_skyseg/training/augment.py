@@ -19,8 +19,20 @@ _TINY_PX = 8.0
 #: Pixels of skyrmions below this area count more.
 _LARGE_PX = 100
 
+#: Large domains: their radius, and their contrast over the noise. Most are as a frame shows them that was made smaller
+#: until the network sees them whole, with little noise left; the others as the frame itself shows them.
+_SMALLER, _LARGE = ((8.0, 60.0), (1.5, 12.0)), ((40.0, 200.0), (0.7, 2.5))
+_LARGE_SHARE = 0.4
+
+#: Domains that cover more than this share of a crop have not their share of the frame; most that they cover; and from
+#: the 1st to the 99th percentile of noise, in its standard deviations.
+_MUCH, _MOST, _NOISE_RANGE = 0.25, 0.85, 4.65
+
 #: Neighbouring frames of a video whose skyrmions overlap at least this much (IoU) may be averaged.
 _SAME = 0.6
+
+#: Least share of the empty films that have dirt or rings, if any have: there they are taken for skyrmions and stripes.
+_OF_EMPTY = 0.4
 
 
 _NAMES = [value.name.lower() for value in Class]
@@ -70,14 +82,20 @@ class Sampler:
 
     def batch(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
         """Crops (size, 1, crop, crop) float32, their masks and pixel weights (size, crop, crop) uint8 and float32."""
-        crops = [self._crop_of_noise() if self._often("empty") else self._crop_of_image() for _ in range(size)]
+        crops = [self._one() for _ in range(size)]
         images, masks = np.stack([image for image, _ in crops]), np.stack([mask for _, mask in crops])
         masks[masks >= self._classes] = Class.BACKGROUND
         weights = np.stack([pixel_weights(mask, self._class_weights, self._small_weight) for mask in masks])
         return images[:, None], masks, weights
 
-    def _often(self, share: str) -> bool:
-        return bool(self._rng.random() < getattr(self._how, share))
+    def _one(self) -> tuple[NDArray[np.float32], Mask]:
+        if self._often("empty"):
+            return self._crop_of_noise()
+        return self._crop_of_noise(domains=True) if self._often("domains") else self._crop_of_image()
+
+    def _often(self, kind: str, of_empty: bool = False) -> bool:
+        share: float = getattr(self._how, kind)
+        return bool(self._rng.random() < (max(share, _OF_EMPTY) if share and of_empty else share))
 
     def _crop_of_image(self) -> tuple[NDArray[np.float32], Mask]:
         rng, how = self._rng, self._how
@@ -131,8 +149,8 @@ class Sampler:
             image, mask = image[:, ::-1], mask[:, ::-1]
         return np.ascontiguousarray(image), np.array(mask)
 
-    def _crop_of_noise(self) -> tuple[NDArray[np.float32], Mask]:
-        """A saturated film: noise and illumination, no object, scaled as a live frame would be."""
+    def _crop_of_noise(self, domains: bool = False) -> tuple[NDArray[np.float32], Mask]:
+        """A saturated film: noise and illumination, scaled as a live frame would be; or one with large domains."""
         rng, crop = self._rng, self._crop
         larger = rng.uniform(1, max(1, self._how.zoom[1])) if rng.random() < 0.5 else 1.0
         side = int(crop / larger)
@@ -140,14 +158,48 @@ class Sampler:
         if self._how.empty_blur_px > 0.3 and rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, self._how.empty_blur_px) / larger)
         image = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_LINEAR)
+        mask: Mask = np.full(image.shape, Class.BACKGROUND, np.uint8)
+        cnr = 0.0
+        if domains:
+            radius, contrast = _LARGE if rng.random() < _LARGE_SHARE else _SMALLER
+            mask = self._domains(radius)
+            while (mask == Class.SKYRMION).mean() > _MOST:
+                mask = self._domains(radius)
+            cnr = float(np.exp(rng.uniform(*np.log(contrast))))
+            wall = cv2.GaussianBlur((mask == Class.SKYRMION).astype(np.float32), (0, 0), rng.uniform(0.3, 1.2))
+            image = image / image.std() - wall * np.float32(cnr)
         if rng.random() < 0.5:
-            image = image / image.std() + self._gradient(1.0)
-        if self._often("ringed"):
-            image = image / image.std() + 4 * self._rings()  # some 4 standard deviations of noise are the contrast
-        image, mask = scale(image.astype(np.float32)), np.full(image.shape, Class.BACKGROUND, np.uint8)
-        if self._often("dirty"):
+            image = image / (1.0 if domains else image.std()) + self._gradient(1.0)
+        if self._often("ringed", of_empty=True):
+            # Some 4 standard deviations of noise are the contrast.
+            image = image / (1.0 if domains else image.std()) + 4 * self._rings()
+        if (mask == Class.SKYRMION).mean() > _MUCH:  # of the frame, of which the crop is a part, it is not much
+            image = (image / np.float32(_NOISE_RANGE + cnr)).astype(np.float32)
+        else:
+            image = scale(image.astype(np.float32))
+        if self._often("dirty", of_empty=True):
             image, mask = self._dirt(image, mask)
         return image, mask
+
+    def _domains(self, radius_px: tuple[float, float]) -> Mask:
+        """One to three large domains with a wall that wavers."""
+        rng, crop = self._rng, self._crop
+        mask = np.full((crop, crop), Class.BACKGROUND, np.uint8)
+        for _ in range(rng.choice(3, p=(0.7, 0.2, 0.1)) + 1):
+            radius = float(np.exp(rng.uniform(*np.log(radius_px))))
+            angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+            wall = np.ones_like(angle)
+            for wave in range(2, 7):
+                wall += rng.normal(0, 0.15 / wave) * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
+            wall *= radius
+            stretch, turn = float(np.exp(rng.uniform(0, 0.4))), rng.uniform(0, 2 * np.pi)
+            along, across = wall * np.cos(angle) * stretch, wall * np.sin(angle) / stretch
+            x = rng.uniform(0, crop) + along * np.cos(turn) - across * np.sin(turn)
+            y = rng.uniform(0, crop) + along * np.sin(turn) + across * np.cos(turn)
+            cv2.fillPoly(mask, [np.round(np.stack([x, y], 1)).astype(np.int32)], int(Class.SKYRMION))
+            if (mask == Class.SKYRMION).mean() > _MUCH:
+                break
+        return mask
 
     def _dirt(self, image: Any, mask: Any) -> tuple[NDArray[np.float32], Mask]:
         """Specks and scratches as they look after the background was subtracted and the sample had drifted.

@@ -324,7 +324,7 @@ NOTHING = {"constant", "constant float", "saturated", "nan", "inf", "read-only"}
 @pytest.mark.parametrize("shape", [(1, 64), (64, 1), (0, 0), (0, 64), (16, 16), (17, 33), (64, 64), (48, 100)])
 def test_hostile_images(shape: tuple[int, int]) -> None:
     """200 in all: a result of the image's shape, or one clear error."""
-    segmenter = sky.Segmenter(load_model("compact"), "torch")
+    segmenter = sky.Segmenter.load("compact", "torch")
     for name, make in HOSTILE.items():
         image = make(shape, np.random.default_rng(len(name)))
         if min(shape) < 16 or name in REFUSED:
