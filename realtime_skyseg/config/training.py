@@ -80,7 +80,8 @@ class MoreImages(Section):
     labels: Path
     """Folder of label pictures of the same names."""
     table: Path | None = None
-    """CSV with the columns image, source_id, fold; absent: each image is a source of its own."""
+    """CSV with the columns image, source_id, fold, or the published data set's own table.csv; absent: each image is a
+    source of its own."""
     share: Share
     """Of the crops that show an image."""
 
@@ -95,7 +96,8 @@ class TrainingSettings(Section):
     label_values: dict[int, ClassName] | None = None
     """What the numbers of single-channel labels mean; absent: 0 background, 1 skyrmion, 2 defect, 3 outside, 4 edge."""
     table: Path | None = None
-    """CSV with the columns image, source_id, fold; absent: each image is a source of its own."""
+    """CSV with the columns image, source_id, fold, or the published data set's own table.csv; absent: each image is a
+    source of its own."""
     train_folds: Annotated[list[int], Field(min_length=1)] | None = None
     """Folds to learn from; needs `validate_folds`."""
     validate_folds: Annotated[list[int], Field(min_length=1)] | None = None

@@ -109,14 +109,15 @@ def read_labelled(
     Args:
         images: folder of 8 or 16 bit pictures.
         labels: folder of label pictures with the same file names, or the same but for the suffix.
-        table: CSV with the columns image, source_id and fold; without it each image is its own source, fold -1.
+        table: CSV with the columns image, source_id and fold, or the published data set's own `table.csv`, which has no
+            folds; without it each image is its own source. Fold -1: none is told.
         folds: keep only these folds; needs `table`.
         values: see `read_label`.
 
     Raises:
         SettingsError: a folder, file or column is missing, nothing is left, or shapes differ.
     """
-    rows = _rows(images, table)
+    rows = _rows(images, table, folds is not None)
     if not labels.is_dir():
         raise SettingsError(f"labels: '{labels}' is not a folder")
     if folds is not None:
@@ -189,7 +190,7 @@ def _label_of(labels: Path, image: str) -> Path:
     return next((other for other in others if other.is_file()), same)
 
 
-def _rows(images: Path, table: Path | None) -> list[tuple[str, str, int]]:
+def _rows(images: Path, table: Path | None, folds: bool) -> list[tuple[str, str, int]]:
     if not images.is_dir():
         raise SettingsError(f"images: '{images}' is not a folder")
     if table is None:
@@ -200,15 +201,25 @@ def _rows(images: Path, table: Path | None) -> list[tuple[str, str, int]]:
     if not table.is_file():
         raise SettingsError(f"table: '{table}' is not a file")
     with table.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = {"image", "source_id", "fold"} - set(reader.fieldnames or ())
+        header = file.readline()
+        file.seek(0)
+        # The published data set's own table has semicolons, and the columns source_id, img_fn, label_fn, zenodo_index.
+        reader = csv.DictReader(file, delimiter=";" if ";" in header else ",")
+        columns = set(reader.fieldnames or ())
+        image, fold = ("img_fn" if "img_fn" in columns else "image"), "fold" in columns
+        missing = {image, "source_id"} - columns
         if missing:
-            raise SettingsError(f"table: {table} has no column '{sorted(missing)[0]}'; needed: image, source_id, fold")
+            raise SettingsError(
+                f"table: {table} has no column '{sorted(missing)[0]}'; needed: image (or img_fn), source_id, and fold "
+                "where folds are chosen"
+            )
         try:
-            rows = sorted((Path(row["image"]).name, row["source_id"], int(row["fold"])) for row in reader)
+            rows = sorted((Path(row[image]).name, row["source_id"], int(row["fold"]) if fold else -1) for row in reader)
         except ValueError as error:
             place = f"{table}, line {reader.line_num}"
             raise SettingsError(f"table: {place}: fold: {error}; allowed: whole numbers") from error
+    if folds and not fold:
+        raise SettingsError(f"table: {table} has no column 'fold'; needed: image, source_id, fold")
     present = [row for row in rows if (images / row[0]).is_file()]
     if not present:
         raise SettingsError(f"images: folder '{images}' holds none of the images of {table}")

@@ -162,6 +162,16 @@ def test_a_fold_that_is_no_number(tmp_path: Path) -> None:
         read_labelled(data / "images", data / "labels", data / "table.csv")
 
 
+def test_the_published_table_is_read_as_it_is(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path)
+    rows = [f"{index // 2};dataset/images/{index}.png;dataset/labels/{index}.png;{10 * index}" for index in range(6)]
+    (data / "table.csv").write_text("\n".join(["source_id;img_fn;label_fn;zenodo_index", *rows]) + "\n")
+    pairs = read_labelled(data / "images", data / "labels", data / "table.csv")
+    assert [(pair.name, pair.source, pair.fold) for pair in pairs] == [(f"{k}.png", str(k // 2), -1) for k in range(6)]
+    with pytest.raises(SettingsError, match="has no column 'fold'"):
+        read_labelled(data / "images", data / "labels", data / "table.csv", [1])
+
+
 def square(left: int, size: int = 6, shape: tuple[int, int] = (20, 40)) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask[5 : 5 + size, left : left + size] = Class.SKYRMION
@@ -465,9 +475,9 @@ def test_evaluate_writes_its_figures(
     assert [entry["image"] for entry in scores["per_image"]] == ["1.png", "3.png", "5.png"]
     assert all(names <= set(entry) for entry in scores["per_image"])
     assert "skyrmion_iou" in capsys.readouterr().out
-    # The figures that training stored are those of the file it wrote.
+    # The figures that training stored are those of the file it wrote, but for what is done to a mask afterwards.
     assert scores["skyrmion_iou"] == pytest.approx(
-        load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-4
+        load_model(str(path)).training["validation"]["skyrmion_iou"], abs=2e-3
     )
 
 
