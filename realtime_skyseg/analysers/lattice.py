@@ -1,8 +1,8 @@
 """Order among the skyrmions of a frame: neighbours, Voronoi cells, bond order, defects of the lattice.
 
 Neighbours are those of the Delaunay triangulation of the centroids, by Qhull (Barber et al., ACM Trans. Math. Softw.
-22, 469, 1996). The Voronoi cell of an inner point is made up of the parts that its triangles bring (Meyer et al., Discrete
-Differential-Geometry Operators, 2003, equation 7), so that no second diagram is needed.
+22, 469, 1996). The Voronoi cell of an inner point is made up of the parts that its triangles bring (Meyer et al.,
+Discrete Differential-Geometry Operators, 2003, equation 7), so that no second diagram is needed.
 """
 
 import math

@@ -17,7 +17,7 @@ FACTOR = 4
 _CELLS = ((16, 0.42), (32, 0.42))
 
 #: What is smaller (px^2) is the network's own at full size.
-_LEAST_PX2 = math.pi / 4 * 60**2
+LEAST_PX2 = math.pi / 4 * 60**2
 
 #: The least contrast of a domain against the film around, in units of the smaller image's contrast.
 _CONTRAST = 0.25
@@ -81,7 +81,7 @@ def add_large_domains(mask: Mask, found: Mask, small: NDArray[np.float32], shown
     large: Any = np.zeros_like(dark)
     count = 0
     for number in range(1, n):
-        if stats[number, cv2.CC_STAT_AREA] < _LEAST_PX2 / FACTOR**2:
+        if stats[number, cv2.CC_STAT_AREA] < LEAST_PX2 / FACTOR**2:
             continue
         domain: Any = (labels == number).astype(np.uint8)
         around = (cv2.dilate(domain, np.ones((13, 13), np.uint8)) > cv2.dilate(domain, np.ones((5, 5), np.uint8))) & (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from realtime_skyseg.records import Class, Mask
 
 #: At least this share of the border of an outside, where it is not the image's, has an edge or skyrmions so near (px).
-_BORDERED, _NEAR_PX = 0.3, 12
+_BORDERED, _NEAR_PX = 0.15, 12
 
 _OUTSIDE = int(Class.OUTSIDE)
 

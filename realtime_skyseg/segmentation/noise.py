@@ -16,7 +16,7 @@ _SLOW_CELLS = 25
 #: Standard errors of skewness and of kurtosis, and standard deviations of the farthest cell, that noise does not reach:
 #: in 880 fields of noise, white and correlated over 1 to 3 px (standard deviation of the Gaussian), 3.8 was the most
 #: of the former, and 5.5 of the latter.
-_MOMENT, _EXTREME = 4.0, 5.6
+_MOMENT, _EXTREME = 4.5, 6.5
 
 #: Neighbours among the larger cells are related by more than this in an image of something larger, and in noise by at
 #: most 0.36 (correlated over 3 px).

@@ -69,7 +69,7 @@ MISTAKES = [
     (f"{RUN} --set analysis.threads=x", "analysis.threads: 'x' is not allowed: input should be a valid integer"),
     (
         f"{RUN} --set analysis.model=nope",
-        "analysis.model: 'nope' is neither a shipped model nor a file; allowed: accurate, compact",
+        "analysis.model: 'nope' is neither a shipped model nor a file; allowed: accurate, accurate-0.1, compact",
     ),
     (f"{RUN} --set analysis.model=notes.tif", "model notes.tif cannot be read as safetensors"),
     (f"{RUN} --set analysis.engine=cuda", "analysis.engine: 'cuda' is not allowed: input should be 'auto', 'tensorrt'"),
