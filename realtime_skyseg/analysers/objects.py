@@ -97,7 +97,7 @@ def _root(parent: NDArray[np.int32], run: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _find_runs(mask: Mask) -> tuple[_Runs, int]:
+def find_runs(mask: Mask) -> tuple[_Runs, int]:
     """Find the runs, and unite those that touch, also at a corner, into components; return how many there are.
 
     Source: run-based labelling with union-find, as in L. He, Y. Chao, K. Suzuki, IEEE Trans. Image Process. 17, 749
@@ -355,7 +355,7 @@ def _measure(
     for y in range(mask.shape[0]):
         for x in range(mask.shape[1]):
             outside += mask[y, x] == _OUTSIDE
-    runs, components = _find_runs(mask)
+    runs, components = find_runs(mask)
     shapes = _measure_shapes(runs, components)
     kept = np.ones(components, np.bool_)
     if sign != _BOTH:

@@ -1,11 +1,14 @@
 """Neighbours, bond order, cells, g(r) and S(q), against what is known and against other ways to work it out."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import settings
 from scipy.spatial import Delaunay, Voronoi
 
+import realtime_skyseg as sky
 from realtime_skyseg.analysers.api import View
 from realtime_skyseg.analysers.lattice import (
     LatticeAnalyser,
@@ -165,3 +168,22 @@ def test_the_quantities_of_a_frame() -> None:
     assert math.isnan(nothing["mean_psi6"])
     assert math.isnan(nothing["fivefold"])
     assert nothing["inner"] == 0
+
+
+def test_in_a_run_it_stands_in_the_file_with_units_and_meaning(tmp_path: Path) -> None:
+    analysers = {"lattice": {"smallest_angle_deg": 15}, "shapes": {}}
+    summary = sky.Service(settings(tmp_path, {"path": "bundled"}, analysers=analysers)).run()
+    assert summary.status == "ok"
+    with sky.open_run(summary.run_file) as run:
+        assert run.quantities["spacing_px"].unit == "px"
+        last = len(run.table) - 1
+        objects = run.objects(last)
+        skyrmions = objects["kind"] == Kind.SKYRMION
+        points = np.stack([objects["x"], objects["y"]], 1)[skyrmions].astype(np.float64)
+        lattice = lattice_of(points, run.mask.shape[1:], 15)
+        assert run.table["inner"][last] == lattice.inner.sum()
+        np.testing.assert_array_equal(
+            objects["neighbours"][skyrmions], np.where(lattice.neighbours, lattice.neighbours, -1)
+        )
+        assert (objects["major_axis_px"] >= objects["minor_axis_px"]).all()
+        assert run.summary["analysers"]["lattice"]["failed"] == 0

@@ -1,0 +1,245 @@
+"""The shape of each object: axes, orientation, convex hull, holes, contrast."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from pydantic import Field
+
+from realtime_skyseg.analysers.api import Analyser, AnalyserSettings, View
+from realtime_skyseg.analysers.objects import find_runs
+from realtime_skyseg.quantities import Quantity
+from realtime_skyseg.records import Class, Mask
+
+_BACKGROUND = int(Class.BACKGROUND)
+
+#: Columns of what `_measure` fills.
+_MAJOR, _MINOR, _ORIENTATION, _HULL, _HOLES, _CONTRAST, _NOISE = range(7)
+
+
+class ShapeSettings(AnalyserSettings):
+    """By which definitions."""
+
+    point_pixels: bool = False
+    """True: a pixel counts as a point in the second moments, as in the notebooks of the Skyrmion U-Net; else as a
+    square, of which the moments are larger by 1/12 px^2."""
+    ring_px: Annotated[int, Field(ge=1, le=50)] = 6
+    """Contrast is that against the film inside the bounding box made larger by so much."""
+
+
+class ShapeAnalyser(Analyser):
+    """Shapes of skyrmions and stripes of each frame."""
+
+    Settings = ShapeSettings
+    quantities = (
+        Quantity("major_axis_px", "f4", np.nan, "px", "4 sqrt of the larger principal second moment", "object"),
+        Quantity("minor_axis_px", "f4", np.nan, "px", "4 sqrt of the smaller principal second moment", "object"),
+        Quantity(
+            "orientation_deg", "f4", np.nan, "deg", "of the major axis against the rows, upwards: -90 to 90", "object"
+        ),
+        Quantity("ellipticity", "f4", np.nan, "", "(major - minor axis) / major axis", "object"),
+        Quantity("hull_diameter_px", "f4", np.nan, "px", "of the disc of the convex hull's area", "object"),
+        Quantity("hull_deficit", "f4", np.nan, "", "(hull diameter - diameter) / hull diameter: 0 if convex", "object"),
+        Quantity("hole_area", "u4", 0, "px^2", "pixels that the object encloses", "object"),
+        Quantity("contrast", "f4", np.nan, "", "mean grey level of the film around minus that of the object", "object"),
+        Quantity("cnr", "f4", np.nan, "", "contrast / standard deviation of the film around", "object"),
+    )
+
+    def __call__(self, view: View) -> Mapping[str, Any]:
+        """See `Analyser`."""
+        assert isinstance(self.settings, ShapeSettings)
+        objects = view.objects
+        found = np.full((len(objects), 7), np.nan)
+        boxes = np.stack([objects[name].astype(np.int64) for name in ("left", "top", "width", "height", "area")], 1)
+        extra = 0.0 if self.settings.point_pixels else 1 / 12
+        image = np.ascontiguousarray(view.image, np.float32)
+        runs, components = find_runs(view.mask)
+        _measure(view.mask, image, runs.row, runs.start, runs.end, runs.component, components, boxes, extra,
+                 self.settings.ring_px, found)  # fmt: skip
+        diameter = np.sqrt(4 / np.pi * objects["area"].astype(np.float64))
+        hull = np.sqrt(4 / np.pi * found[:, _HULL])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                "major_axis_px": found[:, _MAJOR],
+                "minor_axis_px": found[:, _MINOR],
+                "orientation_deg": found[:, _ORIENTATION],
+                "ellipticity": np.where(found[:, _MAJOR] > 0, 1 - found[:, _MINOR] / found[:, _MAJOR], 0.0),
+                "hull_diameter_px": hull,
+                "hull_deficit": (hull - diameter) / hull,
+                "hole_area": np.nan_to_num(found[:, _HOLES]).astype(np.uint32),
+                "contrast": found[:, _CONTRAST],
+                "cnr": found[:, _CONTRAST] / found[:, _NOISE],
+            }
+
+
+@njit(cache=True, nogil=True)
+def _measure(  # noqa: PLR0913 - what runs are made of, and an array to fill
+    mask: Mask,
+    image: NDArray[np.float32],
+    row: NDArray[np.int32],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+    component: NDArray[np.int32],
+    components: int,
+    boxes: NDArray[np.int64],
+    extra: float,
+    ring: int,
+    out: NDArray[np.float64],
+) -> None:
+    """Of each object, in the order of their first pixels, as the components are; small ones are passed over."""
+    first = np.zeros(components + 1, np.int64)  # runs of each component, gathered
+    for run in range(len(row)):
+        first[component[run] + 1] += 1
+    first = np.cumsum(first)
+    order, filled = np.empty(len(row), np.int64), first.copy()
+    for run in range(len(row)):
+        order[filled[component[run]]] = run
+        filled[component[run]] += 1
+    k = 0
+    for c in range(components):
+        if k == len(boxes):
+            return
+        mine = order[first[c] : first[c + 1]]
+        left, top, width, height, area = boxes[k]
+        pixels = 0
+        for run in mine:
+            pixels += end[run] - start[run]
+        if pixels != area or row[mine[0]] != top:
+            continue
+        _moments(row, start, end, mine, area, extra, out[k])
+        out[k, _HULL] = _hull_area(row, start, end, mine)
+        out[k, _HOLES] = _holes(row, start, end, mine, left, top, width, height)
+        _contrast(mask, image, row, start, end, mine, left, top, width, height, ring, out[k])
+        k += 1
+
+
+@njit(cache=True, nogil=True)
+def _moments(
+    row: NDArray[np.int32],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+    mine: NDArray[np.int64],
+    area: int,
+    extra: float,
+    out: NDArray[np.float64],
+) -> None:
+    x = y = xx = yy = xy = 0.0
+    u, v = float(start[mine[0]]), float(row[mine[0]])  # relative to the first pixel: small and exact
+    for run in mine:
+        down = row[run] - v
+        for column in range(start[run], end[run]):
+            across = column - u
+            x, y = x + across, y + down
+            xx, yy, xy = xx + across * across, yy + down * down, xy + across * down
+    x, y = x / area, y / area
+    xx, yy, xy = xx / area - x * x + extra, yy / area - y * y + extra, xy / area - x * y
+    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+    out[_MAJOR], out[_MINOR] = 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
+    out[_ORIENTATION] = -math.degrees(math.atan2(2 * xy, xx - yy)) / 2  # rows go downwards
+
+
+@njit(cache=True, nogil=True)
+def _hull_area(
+    row: NDArray[np.int32], start: NDArray[np.int32], end: NDArray[np.int32], mine: NDArray[np.int64]
+) -> float:
+    """Area of the convex hull of the pixels' squares.
+
+    Corners of a row's outermost runs are enough, sorted by row already. Source: the monotone chain of A. M. Andrew,
+    Inf. Process. Lett. 9, 216 (1979), https://doi.org/10.1016/0020-0190(79)90072-3.
+    """
+    n = 0
+    lows, highs, rows = np.empty(len(mine)), np.empty(len(mine)), np.empty(len(mine))
+    for run in mine:
+        if n and rows[n - 1] == row[run]:
+            lows[n - 1], highs[n - 1] = min(lows[n - 1], start[run]), max(highs[n - 1], end[run])
+        else:
+            lows[n], highs[n], rows[n] = start[run], end[run], row[run]
+            n += 1
+    area = 0.0
+    for side in (1.0, -1.0):  # the left chain and, mirrored, the right one
+        xs, ys, m = np.empty(2 * n), np.empty(2 * n), 0
+        for k in range(n):
+            x = lows[k] if side > 0 else -highs[k]
+            for y in (rows[k], rows[k] + 1):
+                while (
+                    m >= 2
+                    and (xs[m - 1] - xs[m - 2]) * (y - ys[m - 2]) - (ys[m - 1] - ys[m - 2]) * (x - xs[m - 2]) >= 0
+                ):
+                    m -= 1
+                xs[m], ys[m] = x, y
+                m += 1
+        for k in range(1, m):  # the area between the chain and x = 0
+            area -= (xs[k] + xs[k - 1]) * (ys[k] - ys[k - 1]) / 2
+    return area
+
+
+@njit(cache=True, nogil=True)
+def _holes(
+    row: NDArray[np.int32],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+    mine: NDArray[np.int64],
+    left: int,
+    top: int,
+    width: int,
+    height: int,
+) -> int:
+    """Pixels of the bounding box that are no part of the object and not joined, by sides, with what is around it."""
+    room = np.zeros((height + 2, width + 2), np.uint8)
+    for run in mine:
+        room[row[run] - top + 1, start[run] - left + 1 : end[run] - left + 1] = 1
+    stack = np.empty(((height + 2) * (width + 2), 2), np.int32)
+    stack[0, 0] = stack[0, 1] = 0
+    room[0, 0] = 2
+    n = 1
+    while n:
+        n -= 1
+        y, x = stack[n, 0], stack[n, 1]
+        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            v, u = y + dy, x + dx
+            if 0 <= v < height + 2 and 0 <= u < width + 2 and room[v, u] == 0:
+                room[v, u] = 2
+                stack[n, 0], stack[n, 1] = v, u
+                n += 1
+    holes = 0
+    for y in range(height + 2):
+        for x in range(width + 2):
+            holes += room[y, x] == 0
+    return holes
+
+
+@njit(cache=True, nogil=True)
+def _contrast(  # noqa: PLR0913 - what runs are made of
+    mask: Mask,
+    image: NDArray[np.float32],
+    row: NDArray[np.int32],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+    mine: NDArray[np.int64],
+    left: int,
+    top: int,
+    width: int,
+    height: int,
+    ring: int,
+    out: NDArray[np.float64],
+) -> None:
+    inside, n = 0.0, 0
+    for run in mine:
+        for x in range(start[run], end[run]):
+            inside += image[row[run], x]
+            n += 1
+    total = squares = 0.0
+    count = 0
+    for y in range(max(top - ring, 0), min(top + height + ring, mask.shape[0])):
+        for x in range(max(left - ring, 0), min(left + width + ring, mask.shape[1])):
+            if mask[y, x] == _BACKGROUND:
+                total += image[y, x]
+                squares += float(image[y, x]) ** 2
+                count += 1
+    if count > 1:
+        mean = total / count
+        out[_CONTRAST] = mean - inside / n
+        out[_NOISE] = math.sqrt(max(squares / count - mean * mean, 0.0) * count / (count - 1))
