@@ -27,9 +27,9 @@ Points = NDArray[np.float64]  # (n, 2): x, y
 #: Half of the distance to the nearest neighbour is the farthest that a link may be sure of, without being told.
 _REACH = 0.5
 
-#: Links of steps (rms) beyond this share of the spacing are not to be trusted: in jittered lattices a tenth of them is
-#: wrong at 0.3, whatever the linker.
-_TRUSTED = 0.3
+#: Links of steps (rms) beyond this share of the spacing are not to be trusted. In jittered lattices 3 % of them are wrong
+#: there, and a tenth at 0.3, whatever the linker; steps that are cut off at the reach make the share look smaller.
+_TRUSTED = 0.2
 
 
 @dataclass(slots=True)
@@ -203,7 +203,7 @@ class TrackAnalyser(Analyser):
         Quantity("common_step_x_px", "f4", np.nan, "px", "what all have moved by since the frame before", "frame"),
         Quantity("common_step_y_px", "f4", np.nan, "px", "as common_step_x_px, downwards", "frame"),
         Quantity("step_over_spacing", "f4", np.nan, "", "rms step / median distance of nearest neighbours", "frame"),
-        Quantity("links_trusted", "f4", np.nan, "", "1: step_over_spacing is at most 0.3; 0: it is not", "frame"),
+        Quantity("links_trusted", "f4", np.nan, "", "1: step_over_spacing is at most 0.2; 0: it is not", "frame"),
     )  # fmt: skip
 
     def __init__(self, settings: AnalyserSettings) -> None:
