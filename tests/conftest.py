@@ -79,3 +79,15 @@ def settings(folder: Path, camera: dict[str, Any] | None = None, **sections: dic
         **sections,
     }
     return validate(tree)
+
+
+@pytest.fixture(scope="module")
+def dark_only(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that marks what is darker than the rest, and says that it knows nothing else."""
+    from realtime_skyseg.segmentation.model import load_model, save_model
+    from realtime_skyseg.segmentation.threshold import save_threshold
+
+    folder = tmp_path_factory.mktemp("models")
+    network = load_model(str(save_threshold(folder / "threshold.safetensors", 0.3, 1.0, bright=False))).load_network()
+    save_model(network, folder / "dark.safetensors", {}, polarity="dark")
+    return str(folder / "dark.safetensors")

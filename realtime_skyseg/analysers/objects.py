@@ -64,13 +64,16 @@ def measure(
     )
 
 
-class _Runs(NamedTuple):
+class Runs(NamedTuple):
     """The skyrmion pixels of a mask as runs along rows, some ten times fewer than pixels; (runs,) int32 each."""
 
     row: NDArray[np.int32]
     start: NDArray[np.int32]
     end: NDArray[np.int32]  # exclusive
     component: NDArray[np.int32]  # 0 and up, in the order of their first pixels
+
+
+_Runs = Runs  # so it was called: what numba keeps of an earlier version beside this file asks for it
 
 
 class _Shapes(NamedTuple):
@@ -97,7 +100,7 @@ def _root(parent: NDArray[np.int32], run: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def find_runs(mask: Mask) -> tuple[_Runs, int]:
+def find_runs(mask: Mask) -> tuple[Runs, int]:
     """Find the runs, and unite those that touch, also at a corner, into components; return how many there are.
 
     Source: run-based labelling with union-find, as in L. He, Y. Chao, K. Suzuki, IEEE Trans. Image Process. 17, 749
@@ -145,11 +148,11 @@ def find_runs(mask: Mask) -> tuple[_Runs, int]:
             components += 1
         else:
             component[run] = component[root]
-    return _Runs(row[:runs].copy(), start[:runs].copy(), end[:runs].copy(), component), components
+    return Runs(row[:runs].copy(), start[:runs].copy(), end[:runs].copy(), component), components
 
 
 @njit(cache=True, nogil=True)
-def _measure_shapes(runs: _Runs, components: int) -> _Shapes:
+def _measure_shapes(runs: Runs, components: int) -> _Shapes:
     """Second moments from sums over each run in closed form, relative to the first pixel: small and exact."""
     area, x, y = np.zeros(components), np.zeros(components), np.zeros(components)
     xx, yy, xy = np.zeros(components), np.zeros(components), np.zeros(components)
@@ -180,9 +183,7 @@ def _measure_shapes(runs: _Runs, components: int) -> _Shapes:
 
 
 @njit(cache=True, nogil=True)
-def _keep_polarity(
-    mask: Mask, image: NDArray[np.float32], runs: _Runs, shapes: _Shapes, sign: int
-) -> NDArray[np.bool_]:
+def _keep_polarity(mask: Mask, image: NDArray[np.float32], runs: Runs, shapes: _Shapes, sign: int) -> NDArray[np.bool_]:
     """Make background of components of the other polarity; which are kept.
 
     Sign -1 keeps dark ones, 1 bright ones, 0 those of the larger part by area and contrast.
@@ -239,7 +240,7 @@ def _sum_background(mask: Mask, image: NDArray[np.float32]) -> tuple[NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _surely_compact(runs: _Runs, shapes: _Shapes, stripe_slenderness: float) -> NDArray[np.bool_]:
+def _surely_compact(runs: Runs, shapes: _Shapes, stripe_slenderness: float) -> NDArray[np.bool_]:
     """Which components are no stripe by the disc around their middle alone; the largest one inside may be larger.
 
     The disc ends at the nearest pixel outside in the distance of `_inner_radius`. In the rows that the component
@@ -277,7 +278,7 @@ def _surely_compact(runs: _Runs, shapes: _Shapes, stripe_slenderness: float) -> 
 
 
 @njit(cache=True, nogil=True)
-def _inner_radius(runs: _Runs, wanted: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
+def _inner_radius(runs: Runs, wanted: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.float64]:
     """Radius of the largest disc inside each wanted component, at least 1 px; the image's border counts as its edge.
 
     Source: the 3x3 chamfer distance, with its best steps of .955 and 1.3693 px, of G. Borgefors, Comput. Vis. Graph.

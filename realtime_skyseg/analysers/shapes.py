@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from realtime_skyseg.analysers.api import Analyser, AnalyserSettings, View
-from realtime_skyseg.analysers.objects import find_runs
+from realtime_skyseg.analysers.objects import Runs, find_runs
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Class, Mask
 
@@ -57,8 +57,7 @@ class ShapeAnalyser(Analyser):
         extra = 0.0 if self.settings.point_pixels else 1 / 12
         image = np.ascontiguousarray(view.image, np.float32)
         runs, components = find_runs(view.mask)
-        _measure(view.mask, image, runs.row, runs.start, runs.end, runs.component, components, boxes, extra,
-                 self.settings.ring_px, found)  # fmt: skip
+        _measure(view.mask, image, runs, components, boxes, extra, self.settings.ring_px, found)
         diameter = np.sqrt(4 / np.pi * objects["area"].astype(np.float64))
         hull = np.sqrt(4 / np.pi * found[:, _HULL])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,13 +75,10 @@ class ShapeAnalyser(Analyser):
 
 
 @njit(cache=True, nogil=True)
-def _measure(  # noqa: PLR0913 - what runs are made of, and an array to fill
+def _measure(
     mask: Mask,
     image: NDArray[np.float32],
-    row: NDArray[np.int32],
-    start: NDArray[np.int32],
-    end: NDArray[np.int32],
-    component: NDArray[np.int32],
+    runs: Runs,
     components: int,
     boxes: NDArray[np.int64],
     extra: float,
@@ -91,13 +87,13 @@ def _measure(  # noqa: PLR0913 - what runs are made of, and an array to fill
 ) -> None:
     """Of each object, in the order of their first pixels, as the components are; small ones are passed over."""
     first = np.zeros(components + 1, np.int64)  # runs of each component, gathered
-    for run in range(len(row)):
-        first[component[run] + 1] += 1
+    for run in range(len(runs.row)):
+        first[runs.component[run] + 1] += 1
     first = np.cumsum(first)
-    order, filled = np.empty(len(row), np.int64), first.copy()
-    for run in range(len(row)):
-        order[filled[component[run]]] = run
-        filled[component[run]] += 1
+    order, filled = np.empty(len(runs.row), np.int64), first.copy()
+    for run in range(len(runs.row)):
+        order[filled[runs.component[run]]] = run
+        filled[runs.component[run]] += 1
     k = 0
     for c in range(components):
         if k == len(boxes):
@@ -106,31 +102,29 @@ def _measure(  # noqa: PLR0913 - what runs are made of, and an array to fill
         left, top, width, height, area = boxes[k]
         pixels = 0
         for run in mine:
-            pixels += end[run] - start[run]
-        if pixels != area or row[mine[0]] != top:
+            pixels += runs.end[run] - runs.start[run]
+        if pixels != area or runs.row[mine[0]] != top:
             continue
-        _moments(row, start, end, mine, area, extra, out[k])
-        out[k, _HULL] = _hull_area(row, start, end, mine)
-        out[k, _HOLES] = _holes(row, start, end, mine, left, top, width, height)
-        _contrast(mask, image, row, start, end, mine, left, top, width, height, ring, out[k])
+        _moments(runs, mine, area, extra, out[k])
+        out[k, _HULL] = _hull_area(runs, mine)
+        out[k, _HOLES] = _holes(runs, mine, left, top, width, height)
+        _contrast(mask, image, runs, mine, left, top, width, height, ring, out[k])
         k += 1
 
 
 @njit(cache=True, nogil=True)
 def _moments(
-    row: NDArray[np.int32],
-    start: NDArray[np.int32],
-    end: NDArray[np.int32],
+    runs: Runs,
     mine: NDArray[np.int64],
     area: int,
     extra: float,
     out: NDArray[np.float64],
 ) -> None:
     x = y = xx = yy = xy = 0.0
-    u, v = float(start[mine[0]]), float(row[mine[0]])  # relative to the first pixel: small and exact
+    u, v = float(runs.start[mine[0]]), float(runs.row[mine[0]])  # relative to the first pixel: small and exact
     for run in mine:
-        down = row[run] - v
-        for column in range(start[run], end[run]):
+        down = runs.row[run] - v
+        for column in range(runs.start[run], runs.end[run]):
             across = column - u
             x, y = x + across, y + down
             xx, yy, xy = xx + across * across, yy + down * down, xy + across * down
@@ -142,9 +136,7 @@ def _moments(
 
 
 @njit(cache=True, nogil=True)
-def _hull_area(
-    row: NDArray[np.int32], start: NDArray[np.int32], end: NDArray[np.int32], mine: NDArray[np.int64]
-) -> float:
+def _hull_area(runs: Runs, mine: NDArray[np.int64]) -> float:
     """Area of the convex hull of the pixels' squares.
 
     Corners of a row's outermost runs are enough, sorted by row already. Source: the monotone chain of A. M. Andrew,
@@ -153,10 +145,10 @@ def _hull_area(
     n = 0
     lows, highs, rows = np.empty(len(mine)), np.empty(len(mine)), np.empty(len(mine))
     for run in mine:
-        if n and rows[n - 1] == row[run]:
-            lows[n - 1], highs[n - 1] = min(lows[n - 1], start[run]), max(highs[n - 1], end[run])
+        if n and rows[n - 1] == runs.row[run]:
+            lows[n - 1], highs[n - 1] = min(lows[n - 1], runs.start[run]), max(highs[n - 1], runs.end[run])
         else:
-            lows[n], highs[n], rows[n] = start[run], end[run], row[run]
+            lows[n], highs[n], rows[n] = runs.start[run], runs.end[run], runs.row[run]
             n += 1
     area = 0.0
     for side in (1.0, -1.0):  # the left chain and, mirrored, the right one
@@ -178,9 +170,7 @@ def _hull_area(
 
 @njit(cache=True, nogil=True)
 def _holes(
-    row: NDArray[np.int32],
-    start: NDArray[np.int32],
-    end: NDArray[np.int32],
+    runs: Runs,
     mine: NDArray[np.int64],
     left: int,
     top: int,
@@ -190,7 +180,7 @@ def _holes(
     """Pixels of the bounding box that are no part of the object and not joined, by sides, with what is around it."""
     room = np.zeros((height + 2, width + 2), np.uint8)
     for run in mine:
-        room[row[run] - top + 1, start[run] - left + 1 : end[run] - left + 1] = 1
+        room[runs.row[run] - top + 1, runs.start[run] - left + 1 : runs.end[run] - left + 1] = 1
     stack = np.empty(((height + 2) * (width + 2), 2), np.int32)
     stack[0, 0] = stack[0, 1] = 0
     room[0, 0] = 2
@@ -215,9 +205,7 @@ def _holes(
 def _contrast(  # noqa: PLR0913 - what runs are made of
     mask: Mask,
     image: NDArray[np.float32],
-    row: NDArray[np.int32],
-    start: NDArray[np.int32],
-    end: NDArray[np.int32],
+    runs: Runs,
     mine: NDArray[np.int64],
     left: int,
     top: int,
@@ -228,8 +216,8 @@ def _contrast(  # noqa: PLR0913 - what runs are made of
 ) -> None:
     inside, n = 0.0, 0
     for run in mine:
-        for x in range(start[run], end[run]):
-            inside += image[row[run], x]
+        for x in range(runs.start[run], runs.end[run]):
+            inside += image[runs.row[run], x]
             n += 1
     total = squares = 0.0
     count = 0

@@ -28,7 +28,7 @@ Points = NDArray[np.float64]  # (n, 2): x, y
 _REACH = 0.5
 
 #: Links of steps (rms) beyond this share of the spacing are not to be trusted. In jittered lattices 3 % of them are
-#: wrong there, and a tenth at 0.3, whatever the linker; steps that are cut off at the reach make the share look smaller.
+#: wrong there, a tenth at 0.3, whatever the linker; steps that are cut off at the reach make the share look smaller.
 _TRUSTED = 0.2
 
 

@@ -11,20 +11,10 @@ from realtime_skyseg.analysis.outside import keep_bordered
 from realtime_skyseg.config import AnalysisSettings
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import scale
-from realtime_skyseg.segmentation.model import load_model, save_model
-from realtime_skyseg.segmentation.threshold import save_threshold
+from realtime_skyseg.segmentation.model import load_model
 
 SHAPE = 480, 640
 ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
-
-
-@pytest.fixture(scope="module")
-def dark_only(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that marks what is darker than the rest, and says that it knows nothing else."""
-    folder = tmp_path_factory.mktemp("models")
-    network = load_model(str(save_threshold(folder / "threshold.safetensors", 0.3, 1.0, bright=False))).load_network()
-    save_model(network, folder / "dark.safetensors", {}, polarity="dark")
-    return str(folder / "dark.safetensors")
 
 
 def noise(seed: int = 0) -> np.ndarray:

@@ -10,19 +10,8 @@ import realtime_skyseg as sky
 from realtime_skyseg.batch import analyse
 from realtime_skyseg.config import validate
 from realtime_skyseg.records import Polarity
-from realtime_skyseg.segmentation.model import load_model, save_model
-from realtime_skyseg.segmentation.threshold import save_threshold
 
 SHAPE = 96, 128
-
-
-@pytest.fixture(scope="module")
-def dark_only(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that marks what is darker than the rest, and says that it knows nothing else."""
-    folder = tmp_path_factory.mktemp("models")
-    network = load_model(str(save_threshold(folder / "threshold.safetensors", 0.3, 1.0, bright=False))).load_network()
-    save_model(network, folder / "dark.safetensors", {}, polarity="dark")
-    return str(folder / "dark.safetensors")
 
 
 def film(discs: int, sign: int, seed: int = 0) -> np.ndarray:
