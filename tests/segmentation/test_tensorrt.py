@@ -387,14 +387,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 def test_the_engine_builds_stores_and_reads(stand_in: StandIn, tmp_path: Path) -> None:
     model = load_model("compact")
     for _ in range(3):
-        found = open_engine(model, (80, 112), "tensorrt", cache=tmp_path)
+        found = open_engine(model, (144, 208), "tensorrt", cache=tmp_path)
         assert (found.name, found.device, found.precision) == ("tensorrt", "a GPU", "float16")
         assert 0.995 <= found.agreement < 1
-        assert agreement(found, TorchEngine(model, (80, 112))) >= 0.995
+        assert agreement(found, TorchEngine(model, (144, 208))) >= 0.995
     assert len(stand_in.built) == 1
     (record,) = tmp_path.glob("tensorrt-*/engine.json")
     key = json.loads(record.read_text())["key"]
-    assert [key[0], *key[2:]] == [model.sha256, "(80, 112)", "float16", "11.4", torch.__version__, "a GPU", "(9, 0)"]
+    assert [key[0], *key[2:]] == [model.sha256, "(144, 208)", "float16", "11.4", torch.__version__, "a GPU", "(9, 0)"]
 
 
 CHANGES: dict[str, Callable[[StandIn, Path], object]] = {
