@@ -215,7 +215,9 @@ class Segmenter:
         self._large = self._small_engine is not None and may_show_large_domains(self._shown())
         mark("prepare")
         mask = self._segment()
+        small = self._segment_smaller() if self._large else None
         mark("segment")
+        self._mend(mask, small)
         segmentation = self._measure(mask)
         mark("measure")
         return segmentation
@@ -227,20 +229,26 @@ class Segmenter:
 
     def _segment(self) -> Mask:
         """The mask (height, width) of what was prepared, owned by the caller."""
-        mask = np.ascontiguousarray(self.engine.run()[: self._shape[0], : self._shape[1]]).copy()
+        mask = self.engine.run()
+        return np.ascontiguousarray(mask[: self._shape[0], : self._shape[1]]).copy()
+
+    def _segment_smaller(self) -> tuple[Mask, NDArray[np.float32]]:
+        """Mask and scaled image of what was prepared, made smaller."""
+        assert self._small_engine is not None
+        small, engine = smaller_image(self._shown()), self._small_engine
+        scale_mirrored(small, engine.input)
+        part = np.s_[: small.shape[0], : small.shape[1]]
+        return engine.run()[part], engine.input[part]
+
+    def _mend(self, mask: Mask, small: tuple[Mask, NDArray[np.float32]] | None) -> None:
+        """What is done to a mask after the network, in place."""
         if self._dark_only:
             keep_bordered(mask)
         if self._dark_only and self._settings.close_gaps:
             close_gaps(mask, self._shown())
-        self._large_domains = 0
-        if self._large and self._small_engine is not None:
-            engine, small = self._small_engine, smaller_image(self._shown())
-            scale_mirrored(small, engine.input)
-            part = np.s_[: small.shape[0], : small.shape[1]]
-            self._large_domains = add_large_domains(mask, engine.run()[part], engine.input[part], self._shown())
+        self._large_domains = add_large_domains(mask, *small, self._shown()) if small else 0
         if self._drawn:
             self._drawn.put(mask, Class.OUTSIDE)
-        return mask
 
     def _measure(self, mask: Mask) -> Segmentation:
         """The objects of the mask of what was prepared, after taking those of the other polarity out.
