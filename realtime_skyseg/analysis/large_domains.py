@@ -13,7 +13,7 @@ from realtime_skyseg.records import Class, Mask
 FACTOR = 4
 
 #: Cells of this many px, and how related neighbours are (correlation) in an image with a domain that covers several.
-#: Of 119 labelled images without any, 4 of 37 sources reach it; patterned elements do.
+#: Of 119 labelled images, none of which has one, 20 reach it, most of the patterned ones among them.
 _CELLS = ((16, 0.42), (32, 0.42))
 
 #: What is smaller (px^2) is the network's own at full size.
