@@ -72,12 +72,11 @@ def add_large_domains(mask: Mask, found: Mask, small: NDArray[np.float32], shown
     """
     dark: Any = (found == Class.SKYRMION).astype(np.uint8)
     n, labels, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=8)
-    film: Any = (found == Class.BACKGROUND).astype(np.uint8)
-    size = small.shape[1], small.shape[0]
-    pattern: Any = cv2.resize((mask == Class.OUTSIDE).astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    rough: Any = cv2.resize(shown * shown, size, interpolation=cv2.INTER_AREA)
-    mean: Any = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    within = rough - mean * mean  # variance inside a cell: noise, and what is smaller than a domain
+    film = found == Class.BACKGROUND
+    pattern = smaller_image((mask == Class.OUTSIDE).astype(np.float32))
+    within = (
+        smaller_image(shown * shown) - smaller_image(shown) ** 2
+    )  # variance inside a cell: noise, and what is smaller than a domain
     large: Any = np.zeros_like(dark)
     count = 0
     for number in range(1, n):
@@ -85,7 +84,7 @@ def add_large_domains(mask: Mask, found: Mask, small: NDArray[np.float32], shown
             continue
         domain: Any = (labels == number).astype(np.uint8)
         around = (cv2.dilate(domain, np.ones((13, 13), np.uint8)) > cv2.dilate(domain, np.ones((5, 5), np.uint8))) & (
-            film > 0
+            film
         )
         inner = cv2.erode(domain, np.ones((3, 3), np.uint8)) > 0
         if around.sum() < 40 or inner.sum() < 40:

@@ -224,7 +224,6 @@ class Segmenter:
 
     def _prepare(self, image: Image, inverted: bool) -> None:
         """Scale the image into the engine's input, mirrored beyond the lower and right border."""
-        image = as_image(image)
         scale_mirrored(image, self.open((image.shape[0], image.shape[1])).input, self.model.scaling, inverted)
 
     def _segment(self) -> Mask:
