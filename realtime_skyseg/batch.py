@@ -2,6 +2,7 @@
 are analysed again as a whole.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,7 +207,7 @@ class _Analysis:
         self._polarity = np.where(before >= 0, table["polarity"][before], 0)
         height, width = run.raw.shape[1:]
         preparation = Preparation(config.prepare, (height, width), run.backgrounds()) if config.prepare else None
-        self._path = FramePath(segmenter, preparation, config.open_analysers(), config.measure.pixel_size_um)
+        self._path = FramePath(segmenter, preparation, config.open_analysers(math.inf), config.measure.pixel_size_um)
 
     def __call__(self, index: int, live: bool, wanted: bool) -> Result | None:
         """The result of a frame, if it is wanted; see `FramePath`."""

@@ -17,8 +17,8 @@ from pydantic import Field
 from scipy.spatial import Delaunay, KDTree, QhullError
 
 from realtime_skyseg.analysers.api import Analyser, AnalyserSettings, View
+from realtime_skyseg.analysers.selection import chosen_skyrmions, points_of
 from realtime_skyseg.quantities import Quantity
-from realtime_skyseg.records import Kind
 
 Points = NDArray[np.float64]  # (n, 2): x, y
 
@@ -315,8 +315,8 @@ class LatticeAnalyser(Analyser):
         """See `Analyser`."""
         assert isinstance(self.settings, LatticeSettings)
         objects = view.objects
-        chosen = objects["kind"] == Kind.SKYRMION
-        points = np.stack([objects["x"][chosen], objects["y"][chosen]], 1).astype(np.float64)
+        chosen = chosen_skyrmions(objects)
+        points = points_of(objects)[chosen]
         shape = view.mask.shape[0], view.mask.shape[1]
         lattice = lattice_of(points, shape, self.settings.smallest_angle_deg, self.settings.psi4_longest_side)
         none = lattice.neighbours == 0

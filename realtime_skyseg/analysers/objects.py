@@ -151,6 +151,49 @@ def find_runs(mask: Mask) -> tuple[Runs, int]:
     return Runs(row[:runs].copy(), start[:runs].copy(), end[:runs].copy(), component), components
 
 
+def label_image(mask: Mask, objects: Objects) -> NDArray[np.int32]:
+    """Which object each pixel belongs to: (height, width) int32, 1 and up by row of the table; 0: to none.
+
+    Args:
+        mask: (height, width) uint8 of `Class`.
+        objects: its table, as `measure` gives it, whole.
+    """
+    labels = np.zeros(mask.shape, np.int32)
+    runs, components = find_runs(mask)
+    _paint(runs, components, objects["area"].astype(np.int64), objects["top"].astype(np.int64), labels)
+    return labels
+
+
+@njit(cache=True, nogil=True)
+def _paint(
+    runs: Runs, components: int, area: NDArray[np.int64], top: NDArray[np.int64], labels: NDArray[np.int32]
+) -> None:
+    number = rows_of_components(runs, components, area, top)
+    for run in range(len(runs.row)):
+        labels[runs.row[run], runs.start[run] : runs.end[run]] = number[runs.component[run]] + 1
+
+
+@njit(cache=True, nogil=True)
+def rows_of_components(
+    runs: Runs, components: int, area: NDArray[np.int64], top: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(components,) row in the table of objects, -1: none. Both stand in the order of their first pixels, so that the
+    small ones, which are no objects, are those that are passed over.
+    """
+    pixels, first = np.zeros(components, np.int64), np.full(components, -1, np.int64)
+    for run in range(len(runs.row)):
+        component = runs.component[run]
+        pixels[component] += runs.end[run] - runs.start[run]
+        if first[component] < 0:
+            first[component] = runs.row[run]
+    number, k = np.full(components, -1, np.int64), 0
+    for component in range(components):
+        if k < len(area) and pixels[component] == area[k] and first[component] == top[k]:
+            number[component] = k
+            k += 1
+    return number
+
+
 @njit(cache=True, nogil=True)
 def _measure_shapes(runs: Runs, components: int) -> _Shapes:
     """Second moments from sums over each run in closed form, relative to the first pixel: small and exact."""

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 #: So many failures in a row, or calls of an `every_frame` analyser beyond its budget, and it is switched off.
 MOST_FAILURES, MOST_LATE = 10, 3
 
-#: What one frame may cost in the frame's own path.
+#: What one frame may cost in the frame's own path, where frames do not wait.
 BUDGET_MS = 20.0
 
 #: Names that stand for something else in a run file or a message.
@@ -55,8 +55,9 @@ class RunningAnalyser:
         took_ns: how long it took for the frame before.
     """
 
-    def __init__(self, name: str, analyser: Analyser) -> None:
+    def __init__(self, name: str, analyser: Analyser, budget_ms: float = BUDGET_MS) -> None:
         self.name = name
+        self.budget_ms = budget_ms
         self.analyser = analyser
         self.pace = analyser.pace
         self.quantities: dict[str, Quantity] = {quantity.name: quantity for quantity in analyser.quantities}
@@ -126,13 +127,13 @@ class RunningAnalyser:
     def _watch_budget(self, frame: int) -> list[tuple[str, str]]:
         if self.pace != "every_frame" or self.off:
             return []
-        self._late = self._late + 1 if self.took_ns > 1e6 * BUDGET_MS else 0
+        self._late = self._late + 1 if self.took_ns > 1e6 * self.budget_ms else 0
         if self._late < MOST_LATE:
             return []
         self.off = True
         message = (
             f"analyser '{self.name}' is switched off at frame {frame}: it took {self.took_ns / 1e6:.0f} ms, the "
-            f'{self._late}th time in a row; allowed: {BUDGET_MS:g} ms in the frame\'s path, or pace = "when_idle"'
+            f'{self._late}th time in a row; allowed: {self.budget_ms:g} ms in the frame\'s path, or pace = "when_idle"'
         )
         return [("analyser_off", message)]
 

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from realtime_skyseg.analysers.api import Analyser, AnalyserSettings, View
-from realtime_skyseg.analysers.objects import Runs, find_runs
+from realtime_skyseg.analysers.objects import Runs, find_runs, label_image, rows_of_components
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Class, Mask
 
 _BACKGROUND = int(Class.BACKGROUND)
+
+#: Pixels around the box of an object in which its probability is weighed.
+_RIM = 2
 
 #: Columns of what `_measure` fills.
 _MAJOR, _MINOR, _ORIENTATION, _HULL, _HOLES, _CONTRAST, _NOISE = range(7)
@@ -24,8 +27,10 @@ class ShapeSettings(AnalyserSettings):
     """By which definitions."""
 
     point_pixels: bool = False
-    """True: a pixel counts as a point in the second moments, as in the notebooks of the Skyrmion U-Net; else as a
-    square, of which the moments are larger by 1/12 px^2."""
+    """True: a pixel counts as a point in the second moments, as in the notebooks of the Skyrmion U-Net, and all columns
+    are equal to theirs; else as a square, of which the moments are larger by 1/12 px^2."""
+    weighted: bool = False
+    """True: the centroid is weighted by the network's probability, too, which takes the network a second time."""
     ring_px: Annotated[int, Field(ge=1, le=50)] = 6
     """Contrast is that against the film inside the bounding box made larger by so much."""
 
@@ -43,10 +48,22 @@ class ShapeAnalyser(Analyser):
         Quantity("ellipticity", "f4", np.nan, "", "(major - minor axis) / major axis", "object"),
         Quantity("hull_diameter_px", "f4", np.nan, "px", "of the disc of the convex hull's area", "object"),
         Quantity("hull_deficit", "f4", np.nan, "", "(hull diameter - diameter) / hull diameter: 0 if convex", "object"),
-        Quantity("hole_area", "u4", 0, "px^2", "pixels that the object encloses", "object"),
+        Quantity("hole_area", "f4", np.nan, "px^2", "pixels that the object encloses", "object"),
         Quantity("contrast", "f4", np.nan, "", "mean grey level of the film around minus that of the object", "object"),
         Quantity("cnr", "f4", np.nan, "", "contrast / standard deviation of the film around", "object"),
+        Quantity(
+            "x_weighted_px", "f4", np.nan, "px", "centroid weighted by probability, as x; NaN: not asked", "object"
+        ),
+        Quantity(
+            "y_weighted_px", "f4", np.nan, "px", "centroid weighted by probability, as y; NaN: not asked", "object"
+        ),
     )
+
+    def __init__(self, settings: AnalyserSettings) -> None:
+        super().__init__(settings)
+        assert isinstance(settings, ShapeSettings)
+        if settings.weighted:
+            self.needs = frozenset({"probability"})  # type: ignore[misc]  # of this one
 
     def __call__(self, view: View) -> Mapping[str, Any]:
         """See `Analyser`."""
@@ -58,6 +75,9 @@ class ShapeAnalyser(Analyser):
         image = np.ascontiguousarray(view.image, np.float32)
         runs, components = find_runs(view.mask)
         _measure(view.mask, image, runs, components, boxes, extra, self.settings.ring_px, found)
+        weighted = np.full((len(objects), 2), np.nan)
+        if self.settings.weighted:
+            _weigh(label_image(view.mask, objects), view.probability, boxes, weighted)
         diameter = np.sqrt(4 / np.pi * objects["area"].astype(np.float64))
         hull = np.sqrt(4 / np.pi * found[:, _HULL])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,9 +88,11 @@ class ShapeAnalyser(Analyser):
                 "ellipticity": np.where(found[:, _MAJOR] > 0, 1 - found[:, _MINOR] / found[:, _MAJOR], 0.0),
                 "hull_diameter_px": hull,
                 "hull_deficit": (hull - diameter) / hull,
-                "hole_area": np.nan_to_num(found[:, _HOLES]).astype(np.uint32),
+                "hole_area": np.nan_to_num(found[:, _HOLES]),
                 "contrast": found[:, _CONTRAST],
                 "cnr": found[:, _CONTRAST] / found[:, _NOISE],
+                "x_weighted_px": weighted[:, 0],
+                "y_weighted_px": weighted[:, 1],
             }
 
 
@@ -85,7 +107,8 @@ def _measure(
     ring: int,
     out: NDArray[np.float64],
 ) -> None:
-    """Of each object, in the order of their first pixels, as the components are; small ones are passed over."""
+    """Of each object."""
+    number = rows_of_components(runs, components, boxes[:, 4], boxes[:, 1])
     first = np.zeros(components + 1, np.int64)  # runs of each component, gathered
     for run in range(len(runs.row)):
         first[runs.component[run] + 1] += 1
@@ -94,22 +117,16 @@ def _measure(
     for run in range(len(runs.row)):
         order[filled[runs.component[run]]] = run
         filled[runs.component[run]] += 1
-    k = 0
     for c in range(components):
-        if k == len(boxes):
-            return
+        k = number[c]
+        if k < 0:
+            continue
         mine = order[first[c] : first[c + 1]]
         left, top, width, height, area = boxes[k]
-        pixels = 0
-        for run in mine:
-            pixels += runs.end[run] - runs.start[run]
-        if pixels != area or runs.row[mine[0]] != top:
-            continue
         _moments(runs, mine, area, extra, out[k])
         out[k, _HULL] = _hull_area(runs, mine)
         out[k, _HOLES] = _holes(runs, mine, left, top, width, height)
         _contrast(mask, image, runs, mine, left, top, width, height, ring, out[k])
-        k += 1
 
 
 @njit(cache=True, nogil=True)
@@ -199,6 +216,22 @@ def _holes(
         for x in range(width + 2):
             holes += room[y, x] == 0
     return holes
+
+
+@njit(cache=True, nogil=True)
+def _weigh(
+    labels: NDArray[np.int32], weight: NDArray[np.float32], boxes: NDArray[np.int64], out: NDArray[np.float64]
+) -> None:
+    """Centroids of weights, of each object's pixels and of those around it that belong to none."""
+    for k in range(len(boxes)):
+        left, top, width, height, _ = boxes[k]
+        x = y = total = 0.0
+        for v in range(max(top - _RIM, 0), min(top + height + _RIM, labels.shape[0])):
+            for u in range(max(left - _RIM, 0), min(left + width + _RIM, labels.shape[1])):
+                if labels[v, u] == k + 1 or labels[v, u] == 0:
+                    x, y, total = x + u * weight[v, u], y + v * weight[v, u], total + weight[v, u]
+        if total > 0:
+            out[k] = x / total, y / total
 
 
 @njit(cache=True, nogil=True)

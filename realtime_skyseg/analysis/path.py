@@ -111,15 +111,13 @@ class FramePath:
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
             result.values, self._pixel_size_um, partial(self._outputs, inverted) if self._outputs else None,
         )  # fmt: skip
-        columns = {}
         for analyser in self._analysers:
             one: Found = analyser(self.view)
             result.values.update(one.values)
             result.maps.update(one.maps)
-            columns.update(one.columns)
+            self.view.objects = with_columns(self.view.objects, one.columns, analyser.of("object"))
             self.events += one.events
-        found.objects = with_columns(found.objects, columns, self._columns)
-        self.view.objects = found.objects
+        found.objects = self.view.objects
 
 
 _NOTHING = Segmentation.of_nothing((0, 0))

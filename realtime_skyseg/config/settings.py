@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, model_validator
 
 from realtime_skyseg import devices, yaml_text
-from realtime_skyseg.analysers.running import RunningAnalyser, load_settings
+from realtime_skyseg.analysers.running import BUDGET_MS, RunningAnalyser, load_settings
+from realtime_skyseg.analysers.selection import SelectionSettings
 from realtime_skyseg.config.addresses import is_loopback
 from realtime_skyseg.config.sections import (
     AccessSettings,
@@ -24,7 +25,7 @@ from realtime_skyseg.config.sentences import sentence
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.programme import ExperimentSettings, check_quantities
 from realtime_skyseg.programme import check as check_programme
-from realtime_skyseg.records import FRAME_QUANTITIES, printable
+from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_QUANTITIES, printable
 from realtime_skyseg.section import Section
 
 
@@ -54,14 +55,18 @@ class Config(Section):
         self.open_analysers()
         return self
 
-    def open_analysers(self) -> list[RunningAnalyser]:
-        """The analysers of a run, in the order of the settings."""
+    def open_analysers(self, budget_ms: float = BUDGET_MS) -> list[RunningAnalyser]:
+        """The analysers of a run, in the order of the settings.
+
+        Args:
+            budget_ms: what one frame may cost; infinite where all frames wait.
+        """
         running: list[RunningAnalyser] = []
         seen = set(FRAME_QUANTITIES)
         for name, tree in self.analysers.items():
             try:
                 kind, settings = load_settings(name, tree or {})
-                one = RunningAnalyser(name, kind(settings))
+                one = RunningAnalyser(name, kind(settings), budget_ms)
             except ValidationError as error:
                 raise SettingsError(
                     sentence(error, devices.driver("analysers", name).Settings, f"analysers.{name}")
@@ -75,6 +80,12 @@ class Config(Section):
             if taken := seen & set(one.quantities):
                 raise SettingsError(
                     f"analysers.{name}: '{min(taken)}' is a quantity of another one; allowed: a new name"
+                )
+            above = {q.name for other in running for q in other.of("object")} | set(OBJECT_QUANTITIES)
+            if isinstance(settings, SelectionSettings) and (unknown := set(settings.limits) - above):
+                raise SettingsError(
+                    f"analysers.{name}.limits: '{min(unknown)}' is no quantity of objects that stands above it; "
+                    f"allowed: {', '.join(sorted(above))}"
                 )
             seen |= set(one.quantities)
             running.append(one)

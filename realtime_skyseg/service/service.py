@@ -4,6 +4,7 @@ Longer than other files: what one run opens is closed by the same class, in the 
 """
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from realtime_skyseg.analysers import RunningAnalyser
+from realtime_skyseg.analysers.running import BUDGET_MS
 from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.config import Config
 from realtime_skyseg.devices import Camera
@@ -223,7 +225,8 @@ class Service:
             engine = segmenter.open(preparation.shape if preparation else camera.shape)
             provenance = self._provenance(run_id, camera, segmenter)
             record = config.record
-            analysers = config.open_analysers()
+            hurries = not camera.waits or camera.rate_hz is not None
+            analysers = config.open_analysers(BUDGET_MS if hurries else math.inf)
             writer = RunWriter(
                 self.run_file, camera.shape, camera.dtype, provenance, record.flush_s, record.threads,
                 record.volume_gb, analysers,

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import freud
 import numpy as np
 import pytest
 from conftest import settings
@@ -187,3 +188,18 @@ def test_in_a_run_it_stands_in_the_file_with_units_and_meaning(tmp_path: Path) -
         )
         assert (objects["major_axis_px"] >= objects["minor_axis_px"]).all()
         assert run.summary["analysers"]["lattice"]["failed"] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_that_freud_finds(seed: int) -> None:
+    freud.parallel.set_num_threads(1)
+    points = random_points(300, seed) if seed else triangular()[:300] + np.random.default_rng(7).normal(0, 1, (300, 2))
+    lattice = lattice_of(points, (512, 672))
+    box = freud.box.Box(Lx=700, Ly=700)  # a larger one takes it seconds
+    box.periodic = False
+    there = np.pad(points - points.mean(0), ((0, 0), (0, 1)))
+    neighbours = freud.locality.Voronoi().compute((box, there)).nlist
+    order = freud.order.Hexatic(k=6).compute((box, there), neighbors=neighbours).particle_order
+    np.testing.assert_array_equal(lattice.neighbours[lattice.inner], neighbours.neighbor_counts[lattice.inner])
+    np.testing.assert_allclose(np.abs(lattice.psi6[lattice.inner]), np.abs(order[lattice.inner]), atol=1e-5)
+    assert lattice.inner.sum() > 150

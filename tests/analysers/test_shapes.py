@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial import ConvexHull
+from skimage import measure as skimage_measure
 
 from realtime_skyseg.analysers.api import View
-from realtime_skyseg.analysers.objects import measure
+from realtime_skyseg.analysers.objects import label_image, measure
 from realtime_skyseg.analysers.shapes import ShapeAnalyser, ShapeSettings
 from realtime_skyseg.records import Class
 
@@ -94,3 +95,78 @@ def test_small_objects_are_passed_over_and_nothing_is_nothing() -> None:
     none, empty = shapes_of(np.zeros(SHAPE, np.uint8))
     assert len(none) == 0
     assert all(len(values) == 0 for values in empty.values())
+
+
+def test_a_hundred_random_masks_against_scikit_image() -> None:
+    """Its convex area counts pixels whose centres lie in the hull, and its filled one takes holes that open at a corner
+    for none: these two are compared above, by their definitions."""
+    compared = 0
+    for seed in range(100, 200):
+        mask = random_mask(seed)
+        objects, found = shapes_of(mask, point_pixels=True)  # as theirs
+        regions = [
+            one for one in skimage_measure.regionprops(skimage_measure.label(mask, connectivity=2)) if one.area >= 10
+        ]
+        of_place = {(round(one.centroid[1], 3), round(one.centroid[0], 3), int(one.area)): one for one in regions}
+        assert len(regions) == len(objects) == len(of_place)
+        for k, one in enumerate(objects):
+            near = min(of_place, key=lambda key: abs(key[0] - one["x"]) + abs(key[1] - one["y"]))
+            theirs = of_place[near]
+            assert theirs.area == one["area"]
+            assert one["x"] == pytest.approx(theirs.centroid[1], rel=1e-6)
+            assert one["diameter"] == pytest.approx(theirs.equivalent_diameter_area, rel=1e-6)
+            assert found["major_axis_px"][k] == pytest.approx(theirs.axis_major_length, rel=1e-6)
+            assert found["minor_axis_px"][k] == pytest.approx(theirs.axis_minor_length, rel=1e-6, abs=1e-6)
+            if found["ellipticity"][k] > 1e-3:  # theirs is against the columns
+                turn = math.degrees(theirs.orientation) + 90
+                assert abs(math.remainder(found["orientation_deg"][k] - turn, 180)) < 1e-6
+            compared += 1
+    assert compared > 1000
+
+
+def test_the_columns_are_those_of_the_notebooks() -> None:
+    """By their own definitions: points for pixels, the hull and the holes of a mask of twice the size."""
+    holes = 0
+    for seed in range(40):
+        mask = random_mask(seed)
+        objects, found = shapes_of(mask, point_pixels=True)
+        labels = label_image(mask, objects)
+        for k in range(len(objects)):
+            inside = labels == k + 1
+            y, x = np.nonzero(inside)
+            values, vectors = np.linalg.eigh(np.cov(x, y, bias=True))
+            assert found["major_axis_px"][k] == pytest.approx(4 * math.sqrt(values[1]), rel=1e-9)
+            way = vectors[:, 1] * (1 if vectors[0, 1] >= 0 else -1)
+            angle = -math.degrees(math.atan2(way[1], way[0]))
+            if values[1] > 1.001 * values[0]:
+                assert abs(math.remainder(found["orientation_deg"][k] - angle, 180)) < 1e-6
+            twice = inside.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+            outlines, tree = cv2.findContours(twice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            outer = [
+                np.ceil(cv2.convexHull(one) / 2) for one, node in zip(outlines, tree[0], strict=True) if node[3] < 0
+            ]
+            inner = [np.ceil(one / 2) for one, node in zip(outlines, tree[0], strict=True) if node[3] >= 0]
+            hull = sum(cv2.contourArea(one.astype(np.int32)) for one in outer)
+            assert found["hull_diameter_px"][k] == pytest.approx(math.sqrt(4 / math.pi * hull), rel=1e-9)
+            assert found["hole_area"][k] == sum(cv2.contourArea(one.astype(np.int32)) for one in inner)
+            holes += bool(inner)
+    assert holes > 10
+
+
+def test_a_centroid_by_probability_is_finer_than_by_pixels() -> None:
+    """Of blurred discs, of which a mask keeps whole pixels only."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(np.float32)
+    random = np.random.default_rng(0)
+    by_pixels, by_weight = [], []
+    for _ in range(20):
+        place = np.array([80, 60]) + random.uniform(-0.5, 0.5, 2)
+        probability = (1 / (1 + np.exp((np.hypot(x - place[0], y - place[1]) - 4.2) / 0.7))).astype(np.float32)
+        found = measure((probability > 0.5).astype(np.uint8), polarity="both")
+        view = View(0, 0.0, math.nan, probability, found.mask, found.objects, {}, output_of=lambda *_: probability)  # noqa: B023
+        analyser = ShapeAnalyser(ShapeSettings(weighted=True))
+        assert analyser.needs == {"probability"}
+        assert ShapeAnalyser(ShapeSettings()).needs == set()
+        values = analyser(view)
+        by_pixels.append(np.hypot(found.objects["x"][0] - place[0], found.objects["y"][0] - place[1]))
+        by_weight.append(np.hypot(values["x_weighted_px"][0] - place[0], values["y_weighted_px"][0] - place[1]))
+    assert np.mean(by_weight) < 0.02 < np.mean(by_pixels)

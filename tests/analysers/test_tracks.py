@@ -3,14 +3,19 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
+import trackpy
 from conftest import settings
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import realtime_skyseg as sky
-from realtime_skyseg.analysers.tracks import Linker, common_step, link, mean_squared_displacement
+from realtime_skyseg.analysers.api import View
+from realtime_skyseg.analysers.objects import measure
+from realtime_skyseg.analysers.tracks import Linker, TrackAnalyser, TrackSettings, common_step, link
 from realtime_skyseg.records import Kind
 
 SPACING = 12.0
@@ -84,28 +89,52 @@ def test_who_is_missed_for_a_while_keeps_its_number_and_who_comes_gets_a_new_one
     np.testing.assert_array_equal(linker(points)[1:], numbers[1:])
 
 
-def test_diffusion_of_brownian_points() -> None:
-    """MSD = 4 D t, within three standard errors; the errors are right in about two of three runs."""
-    step, frames, sigmas = 0.4, 60, []
-    for seed in range(12):
-        random = np.random.default_rng(seed)
-        points, linker, rows = lattice(10, seed) * 2, Linker(), []
-        total = np.zeros(2)
-        for frame in range(frames):
-            numbers = linker(points)
-            total = total + linker.drift
-            rows += [(n, frame, *(p - total)) for n, p in zip(numbers, points, strict=True)]
-            points = points + random.normal(0, step, points.shape)
-        table = np.array(rows)
-        msd, error, tracks = mean_squared_displacement(
-            table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:], 5
-        )
-        assert (tracks >= 100).all()
-        assert msd[0] == pytest.approx(2 * step**2, rel=0.05)
-        sigmas.append((msd[0] - 2 * step**2 * (1 - 1.57 / 100)) / error[0])  # the median drift takes a little of it
-    assert np.std(sigmas) == pytest.approx(1, abs=0.5)
-    nothing = mean_squared_displacement(np.zeros(1, int), np.zeros(1, int), np.zeros((1, 2)), 3)
-    assert np.isnan(nothing[0]).all()
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # trackpy's use of pandas
+def test_the_same_links_as_trackpy() -> None:
+    """Where both are at their best: steps well below the spacing."""
+    frames, points = [], lattice(12, 3)
+    random = np.random.default_rng(3)
+    for _ in range(8):
+        frames.append(points[random.random(len(points)) > 0.05])  # some are missed
+        points = points + random.normal(0, 1.0, points.shape)
+    rows = pd.DataFrame([(k, x, y) for k, one in enumerate(frames) for x, y in one], columns=["frame", "x", "y"])
+    trackpy.quiet()
+    theirs = trackpy.link(rows, search_range=8, memory=2).sort_index()["particle"].to_numpy()
+    linker = Linker(reach=8, memory=2)
+    ours = np.concatenate([linker(one) for one in frames])
+    pairs = set(zip(ours.tolist(), theirs.tolist(), strict=True))
+    assert len(pairs) == len(set(ours.tolist())) == len(set(theirs.tolist()))
+
+
+def discs(*places: tuple[float, float, float]) -> View:
+    """A frame of discs: x, y, radius."""
+    mask = np.zeros((120, 200), np.uint8)
+    for x, y, radius in places:
+        cv2.circle(mask, (round(x), round(y)), round(radius), 1, -1)
+    found = measure(mask, polarity="both", stripe_slenderness=9)
+    return View(0, 0.0, math.nan, mask, found.mask, found.objects, {})
+
+
+def test_merging_and_splitting() -> None:
+    analyser = TrackAnalyser(TrackSettings(reach_px=15, memory_frames=0))
+    apart = discs((40, 60, 10), (70, 60, 12), (150, 60, 10))
+    one = discs((40, 60, 10), (52, 60, 10), (70, 60, 14), (150, 60, 10))
+    first = analyser(apart)
+    assert (first["track"] >= 0).all()
+    assert "merges" not in first
+    left, right = (first["track"][np.argmin(np.abs(apart.objects["x"] - x))] for x in (40, 70))
+    merged = analyser(one)
+    assert len(one.objects) == 2
+    place = int(np.argmin(one.objects["x"]))
+    assert (merged["merges"], merged["splits"], merged["lost_tracks"], merged["new_tracks"]) == (1, 0, 1, 0)
+    assert {merged["track"][place], merged["absorbed_track"][place]} == {left, right}
+    split = analyser(apart)
+    assert (split["merges"], split["splits"], split["lost_tracks"], split["new_tracks"]) == (0, 1, 0, 1)
+    new = int(np.argmax(split["parent_track"]))
+    assert split["parent_track"][new] == merged["track"][place]
+    assert split["track"][new] not in (left, right)
+    gone = analyser(discs((40, 60, 10)))  # one is left, and nothing is where the others were
+    assert (gone["merges"], gone["splits"], gone["lost_tracks"]) == (0, 0, 2)
 
 
 def test_in_a_run(tmp_path: Path) -> None:
