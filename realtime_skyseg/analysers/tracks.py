@@ -26,6 +26,9 @@ Points = NDArray[np.float64]  # (n, 2): x, y
 #: Half of the distance to the nearest neighbour is the farthest that a link may be sure of, without being told.
 _REACH = 0.5
 
+#: So many have to share a step that it is called drift.
+_FEWEST = 8
+
 #: Links of steps (rms) beyond this share of the spacing are not to be trusted. In jittered lattices 3 % of them are
 #: wrong there, a tenth at 0.3, whatever the linker; steps that are cut off at the reach make the share look smaller.
 _TRUSTED = 0.2
@@ -93,13 +96,16 @@ def spacing_of(points: Points) -> float:
 
 
 def common_step(before: Points, after: Points, reach: float) -> tuple[float, float]:
-    """What most points have moved by: the median step of mutual nearest neighbours within reach; (0, 0) without any."""
+    """What most points have moved by: the median step of mutual nearest neighbours within reach.
+
+    (0, 0) with fewer than eight of them, of which one's own movement could not be told from what they share.
+    """
     if not len(before) or not len(after):
         return 0.0, 0.0
     there, nearest = _nearest(before, after, False)
     _, back = _nearest(after, before, False)
     mutual = (back[nearest] == np.arange(len(before))) & (there <= reach)
-    if not mutual.any():
+    if mutual.sum() < _FEWEST:
         return 0.0, 0.0
     step = np.median(after[nearest[mutual]] - before[mutual], axis=0)
     return float(step[0]), float(step[1])
@@ -280,7 +286,7 @@ class TrackAnalyser(Analyser):
         Quantity("track", "i8", -1, "", "number that the skyrmion keeps from frame to frame; -1: a stripe", "object"),
         Quantity("step_x_px", "f4", np.nan, "px", "step since the frame analysed before, without the drift", "object"),
         Quantity("step_y_px", "f4", np.nan, "px", "as step_x_px, downwards", "object"),
-        Quantity("parent_track", "i8", -1, "", "new, and in the frame before part of this one; -1: it is not", "object"),
+        Quantity("parent_track", "i8", -1, "", "new, and before part of this one; -1: it is not", "object"),
         Quantity("absorbed_track", "i8", -1, "", "what ended in this one; -1: none", "object"),
         Quantity("linked", "f4", np.nan, "", "skyrmions that were in the frame analysed before, too", "frame"),
         Quantity("new_tracks", "f4", np.nan, "", "skyrmions that are linked to none before", "frame"),

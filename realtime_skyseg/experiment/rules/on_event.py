@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from realtime_skyseg.analysers.selection import points_of
+from realtime_skyseg.analysers.tracks import Linker
 from realtime_skyseg.experiment.rules.seen import Decision, Seen, Situation
 from realtime_skyseg.experiment.rules.shared import LeavesSteps
 from realtime_skyseg.programme import EventName, OnEvent
@@ -22,6 +24,7 @@ class OnEventRule(LeavesSteps):
         self._some: bool | None = None  # whether there are skyrmions, that `dwell_frames` frames in a row agree on
         self._agree = 0
         self._tracked = np.empty((0, 4))  # x, y, area of each skyrmion of the last frame, frames in a row that show it
+        self._linker, self._numbers = Linker(rule.match_px, memory=0), np.zeros(0, np.int64)  # of the same skyrmions
         self._pending: list[_Pending] = []
 
     def decide(self, now: Seen, at: Situation) -> Decision | None:
@@ -77,13 +80,10 @@ class OnEventRule(LeavesSteps):
     def _track(self, objects: Objects) -> None:
         """Keep the skyrmions of a frame, with the number of frames in a row that they were seen in."""
         whole = objects[(objects["kind"] == Kind.SKYRMION) & (objects["border"] == 0)]
-        here = np.stack([whole["x"], whole["y"], whole["area"], np.ones(len(whole))], axis=1).astype(float)
-        if len(here) and len(self._tracked):
-            apart = np.hypot(*(here[:, None, k] - self._tracked[None, :, k] for k in (0, 1)))
-            nearest = apart.argmin(axis=1)
-            known = apart[np.arange(len(here)), nearest] <= self._rule.match_px
-            here[known, 3] += self._tracked[nearest[known], 3]
-        self._tracked = here
+        frames = dict(zip(self._numbers.tolist(), self._tracked[:, 3], strict=True))
+        self._numbers = self._linker(points_of(whole))
+        seen = [1 + frames.get(number, 0) for number in self._numbers.tolist()]
+        self._tracked = np.stack([whole["x"], whole["y"], whole["area"], np.array(seen)], axis=1).astype(float)
 
     def _over(self, objects: Objects, places: np.ndarray) -> np.ndarray:
         """(place, object) bool: the object is near, or extends over the place."""
