@@ -221,6 +221,11 @@ def _measure(  # noqa: PLR0913 - one pass over triangles, and arrays to fill
     return bonds[:m]
 
 
+def spacing_of_lattice(points: Points, shape: tuple[float, float]) -> float:
+    """Distance of neighbours in a triangular lattice of as many points in the frame; infinite without points."""
+    return math.sqrt(2 / math.sqrt(3) * shape[0] * shape[1] / len(points)) if len(points) else math.inf
+
+
 def pair_correlation(
     points: Points, shape: tuple[float, float], longest: float, bins: int = 50
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

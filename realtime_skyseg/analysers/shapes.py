@@ -64,6 +64,8 @@ class ShapeAnalyser(Analyser):
         assert isinstance(settings, ShapeSettings)
         if settings.weighted:
             self.needs = frozenset({"probability"})  # type: ignore[misc]  # of this one
+        else:
+            self.quantities = self.quantities[:-2]  # type: ignore[misc, assignment]
 
     def __call__(self, view: View) -> Mapping[str, Any]:
         """See `Analyser`."""
@@ -75,13 +77,10 @@ class ShapeAnalyser(Analyser):
         image = np.ascontiguousarray(view.image, np.float32)
         runs, components = find_runs(view.mask)
         _measure(view.mask, image, runs, components, boxes, extra, self.settings.ring_px, found)
-        weighted = np.full((len(objects), 2), np.nan)
-        if self.settings.weighted:
-            _weigh(label_image(view.mask, objects), view.probability, boxes, weighted)
         diameter = np.sqrt(4 / np.pi * objects["area"].astype(np.float64))
         hull = np.sqrt(4 / np.pi * found[:, _HULL])
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {
+            values = {
                 "major_axis_px": found[:, _MAJOR],
                 "minor_axis_px": found[:, _MINOR],
                 "orientation_deg": found[:, _ORIENTATION],
@@ -91,9 +90,12 @@ class ShapeAnalyser(Analyser):
                 "hole_area": np.nan_to_num(found[:, _HOLES]),
                 "contrast": found[:, _CONTRAST],
                 "cnr": found[:, _CONTRAST] / found[:, _NOISE],
-                "x_weighted_px": weighted[:, 0],
-                "y_weighted_px": weighted[:, 1],
             }
+        if self.settings.weighted:
+            weighted = np.full((len(objects), 2), np.nan)
+            _weigh(label_image(view.mask, objects), view.probability, boxes, weighted)
+            values |= {"x_weighted_px": weighted[:, 0], "y_weighted_px": weighted[:, 1]}
+        return values
 
 
 @njit(cache=True, nogil=True)

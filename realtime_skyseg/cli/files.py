@@ -1,11 +1,8 @@
 """Commands on settings and files: check, info, analyse, recover, table."""
 
 import argparse
-import csv
 import json
-import math
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +66,12 @@ def info_command(options: argparse.Namespace) -> int:
     with open_run(options.file) as run:
         terminal.show_run(terminal.console(), run)
         if options.plot:
-            from realtime_skyseg.plots import plot_run
+            from realtime_skyseg.plots import plot_run, plot_view
 
-            plot_run(run, options.plot, options.frame)
+            if options.show:
+                plot_view(run, options.show, options.plot, options.frame)
+            else:
+                plot_run(run, options.plot, options.frame)
             print(f"picture: {options.plot}")
         if options.check:
             problems = [(index, problem) for index in range(run.n_frames) if (problem := run.problem(index))]
@@ -169,49 +169,77 @@ def recover_command(options: argparse.Namespace) -> int:
 
 def table_command(options: argparse.Namespace) -> int:
     """`skyseg table`."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from realtime_skyseg import terminal
     from realtime_skyseg.storage import open_run
 
-    if options.plot:
-        from realtime_skyseg import terminal
-        from realtime_skyseg.plots import plot_sweep
+    with open_run(options.file) as run:
+        if options.plot:
+            from realtime_skyseg.plots import plot_sweep
 
-        with open_run(options.file) as run:
             plot_sweep(run, options.plot)
             terminal.show_experiment(terminal.console(), run)
-        print(f"picture: {options.plot}")
-        return 0
-    with open_run(options.file) as run:
-        if options.steps:
-            experiment = run.experiment
-            if experiment is None:
-                raise SettingsError(f"--steps: run file '{options.file}' has no field programme")
-            rows = experiment["steps"]
-        else:
-            rows = run.objects() if options.objects else run.table
-            names = None if options.objects or options.steps else run.frame_names
-    try:
-        with options.out.open("w", newline="") if options.out else nullcontext(sys.stdout) as out:
-            lines = csv.writer(out)
-            whole = options.objects or options.steps
-            lines.writerow(rows.dtype.names if whole else ["frame", *rows.dtype.names, *(["name"] if names else [])])
-            plain = ([_cell(cell) for cell in row] for row in rows.tolist())
-            lines.writerows(
-                plain if whole else ([k, *row, *([names[k]] if names else [])] for k, row in enumerate(plain))
-            )
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise SettingsError(f"--out: '{options.out}' cannot be written: {error.strerror}") from error
+            print(f"picture: {options.plot}")
+            return 0
+        from realtime_skyseg.tables import frame_table, object_table, step_table, track_table
+
+        asked = _analysers(options.ask)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("frames", total=None)
+
+            def show(done: int, total: int | None) -> None:
+                bar.update(task, completed=done, total=total)
+
+            if options.steps:
+                table = step_table(run)
+            elif options.tracks:
+                table = track_table(run, show)
+            elif options.objects:
+                table = object_table(run, _limits(options.keep), not options.no_border, asked, show)
+            else:
+                table = frame_table(run, options.all, asked, show)
+    if options.out:
+        table.write(options.out)
+    else:
+        table.to_csv(sys.stdout)
     return 0
 
 
-def _cell(value: Any) -> Any:
-    """A cell of a table as spreadsheets take it: texts as texts, nothing for NaN, whole numbers without a point."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, float):
-        return "" if math.isnan(value) else int(value) if value.is_integer() and abs(value) < 2**53 else value
-    return value
+def _analysers(texts: list[str]) -> dict[str, Any]:
+    """`--ask shapes`, or `--ask 'shapes: {point_pixels: true}'`."""
+    import yaml
+
+    from realtime_skyseg import yaml_text
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        try:
+            tree = yaml_text.load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--ask {text}: {error}") from error
+        if isinstance(tree, str):
+            tree = {tree: None}
+        if not isinstance(tree, dict):
+            raise SettingsError(f"--ask {text}; allowed: the name of an analyser, or 'NAME: {{KEY: VALUE}}'")
+        found |= tree
+    return found
+
+
+def _limits(texts: list[str]) -> dict[str, tuple[float | None, float | None]]:
+    """`--keep diameter=5:40`, with either end left out for no limit."""
+    found = {}
+    for text in texts:
+        name, _, limits = text.partition("=")
+        ends = limits.split(":")
+        try:
+            low, high = (float(end) if end.strip() else None for end in ends)
+        except ValueError:
+            raise SettingsError(f"--keep {text}; allowed: NAME=LOW:HIGH, either of them left out") from None
+        found[name.strip()] = (low, high)
+    return found
 
 
 def _rate_hz(config: Any) -> float | None:

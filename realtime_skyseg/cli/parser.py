@@ -87,6 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="look into a run file")
     command.add_argument("file", type=Path)
     command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the run")
+    command.add_argument("--show", action="append", metavar="WHAT", help="with --plot: this instead; may be repeated: "
+                         "frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, pins, map:QUANTITY, "
+                         "histogram:QUANTITY")  # fmt: skip
     command.add_argument("--frame", type=int, metavar="N", help="with --plot: this frame; else that of most objects")
     command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
     command.set_defaults(command=info_command)
@@ -115,13 +118,21 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print what was rescued as one JSON object per file, last")
     command.set_defaults(command=recover_command)
 
-    command = commands.add_parser("table", help="export a run's numbers as CSV: one line per frame")
+    command = commands.add_parser("table", help="export a run's numbers as CSV or Parquet")
     command.add_argument("file", type=Path)
     command.add_argument("--objects", action="store_true", help="one line per object instead")
+    command.add_argument("--tracks", action="store_true", help="one line per skyrmion and its way instead")
     command.add_argument("--steps", action="store_true", help="one line per step of the field programme instead")
+    command.add_argument("--all", action="store_true", help="of frames: clocks and checks, too")
+    command.add_argument("--ask", action="append", default=[], metavar="ANALYSER", help="ask this analyser "
+                         "now: a name, or 'NAME: {KEY: VALUE}'; may be repeated")  # fmt: skip
+    command.add_argument("--keep", action="append", default=[], metavar="NAME=LOW:HIGH", help="of objects: only those "
+                         "within; may be repeated")  # fmt: skip
+    command.add_argument("--no-border", action="store_true", help="of objects: none that touch the image's border")
     command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the programme's outcome, and print its "
                          "nucleation and annihilation fields, instead of lines")  # fmt: skip
-    command.add_argument("--out", type=Path, metavar="CSV", help="default: standard output")
+    command.add_argument("--out", type=Path, metavar="FILE", help="NAME.csv or NAME.parquet; default: CSV to standard "
+                         "output")  # fmt: skip
     command.set_defaults(command=table_command)
 
     command = commands.add_parser("models", help="list the shipped models")

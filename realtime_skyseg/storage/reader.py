@@ -13,7 +13,7 @@ import yaml
 import realtime_skyseg.hdf5_filters  # noqa: F401  files are read with them
 from realtime_skyseg import json_text, yaml_text
 from realtime_skyseg.errors import RunFileError, RunFileUnusableError
-from realtime_skyseg.quantities import Columns, Quantity, blank_rows, columns
+from realtime_skyseg.quantities import Columns, Of, Quantity, blank_rows, columns
 from realtime_skyseg.records import Background, Objects, Skipped, printable
 from realtime_skyseg.storage import layout, tables, trust
 
@@ -110,6 +110,17 @@ class Run:
         for name in ("count", "stripes"):
             n_rows += np.maximum(np.nan_to_num(self._columns[name][: frame + 1]), 0).astype(np.int64)
         return tables.read(stored, layout.OBJECT_COLUMNS, int(n_rows[:frame].sum()), int(n_rows.sum()))
+
+    @property
+    def object_quantities(self) -> Columns:
+        """The columns of `objects`: those of `layout.OBJECT_COLUMNS` and what analysers found of each object."""
+        stored = self._file[layout.OBJECTS]
+        known = layout.OBJECT_COLUMNS
+        if isinstance(stored, h5py.Dataset):
+            return known
+        return {
+            name: known.get(name) or _quantity(name, stored[name], "object") for name in tables.names(stored, known)
+        }
 
     def problem(self, frame: int) -> str:
         """What is wrong with a frame, its row, or its result by the checks in the file, in one sentence; "": nothing.
@@ -259,10 +270,10 @@ class Run:
         return (value.decode() if isinstance(value, bytes) else str(value)).strip()
 
 
-def _quantity(name: str, column: h5py.Dataset) -> Quantity:
+def _quantity(name: str, column: h5py.Dataset, of: Of = "frame") -> Quantity:
     """A column as it was declared."""
     unit, meaning = (str(column.attrs.get(key, "")) for key in ("units", "description"))
-    return Quantity(name, column.dtype, column.fillvalue, unit, meaning, of="frame")
+    return Quantity(name, column.dtype, column.fillvalue, unit, meaning, of)
 
 
 def _crc32(image: np.ndarray) -> int:
