@@ -20,21 +20,20 @@ from typing import TYPE_CHECKING, Any
 from realtime_skyseg import caches
 
 if TYPE_CHECKING:
-    from realtime_skyseg.analysis import Segmenter
     from realtime_skyseg.config import load_config
+    from realtime_skyseg.notebook import Segmenter, open_run
     from realtime_skyseg.service import Service
-    from realtime_skyseg.storage import open_run
     from realtime_skyseg.streaming import Control, Subscriber
 
 __all__ = ["Control", "Segmenter", "Service", "Subscriber", "load_config", "open_run"]
 
 _PLACES = {
     "Control": "realtime_skyseg.streaming",
-    "Segmenter": "realtime_skyseg.analysis",
+    "Segmenter": "realtime_skyseg.notebook",
     "Service": "realtime_skyseg.service",
     "Subscriber": "realtime_skyseg.streaming",
     "load_config": "realtime_skyseg.config",
-    "open_run": "realtime_skyseg.storage",
+    "open_run": "realtime_skyseg.notebook",
 }
 
 

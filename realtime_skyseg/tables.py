@@ -18,7 +18,7 @@ from realtime_skyseg.analysers.motion import diffusion
 from realtime_skyseg.analysers.selection import select
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.quantities import Columns, Quantity
-from realtime_skyseg.records import FRAME_QUANTITIES, Kind, Skipped
+from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE, OBJECT_QUANTITIES, Kind, Objects, Skipped
 from realtime_skyseg.storage import Run, layout
 
 #: A unit of length in the names of columns, by that on the sample.
@@ -53,6 +53,9 @@ class Table:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
+
+    def __repr__(self) -> str:
+        return f"<Table of {len(self)} rows: {', '.join(self.columns)}>"
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame`; pandas has to be installed."""
@@ -198,6 +201,11 @@ def object_table(
     kinds = np.array([kind.name.lower() for kind in Kind], object)[objects["kind"]]
     columns["kind"] = Quantity("kind", "O", "", "", "skyrmion or stripe"), kinds
     return _table(columns, run.pixel_size_um)
+
+
+def objects_as_table(objects: Objects) -> Table:
+    """The objects of one image, one per row."""
+    return _table({name: (OBJECT_QUANTITIES[name], objects[name]) for name in OBJECT_DTYPE.names or ()}, None)
 
 
 def objects_of(

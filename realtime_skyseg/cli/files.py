@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from realtime_skyseg.cli.output import say_failure
-from realtime_skyseg.errors import SettingsError, SkysegError
+from realtime_skyseg.errors import MissingExtraError, SettingsError, SkysegError
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -111,6 +113,8 @@ def analyse_command(options: argparse.Namespace) -> int:
             )
             if "filled" in summary:
                 summary |= decide_again(path, summary["exit_status"])
+            if options.pictures:
+                summary["pictures"] = [_pictures_of(file, options.pictures) for file in summary["run_files"]]
         summaries.append({"input": str(path), **summary})
         status = max(status, summary["exit_status"])
     if options.json:
@@ -169,9 +173,6 @@ def recover_command(options: argparse.Namespace) -> int:
 
 def table_command(options: argparse.Namespace) -> int:
     """`skyseg table`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from realtime_skyseg import terminal
     from realtime_skyseg.storage import open_run
 
@@ -186,13 +187,7 @@ def table_command(options: argparse.Namespace) -> int:
         from realtime_skyseg.tables import frame_table, object_table, step_table, track_table
 
         asked = _analysers(options.ask)
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("frames", total=None)
-
-            def show(done: int, total: int | None) -> None:
-                bar.update(task, completed=done, total=total)
-
+        with _progress() as show:
             if options.steps:
                 table = step_table(run)
             elif options.tracks:
@@ -206,6 +201,70 @@ def table_command(options: argparse.Namespace) -> int:
     else:
         table.to_csv(sys.stdout)
     return 0
+
+
+def pictures_command(options: argparse.Namespace) -> int:
+    """`skyseg pictures`."""
+    from realtime_skyseg.exports import KINDS, write_labels, write_pictures, write_video
+    from realtime_skyseg.storage import open_run
+
+    if not (options.out or options.labels or options.video):
+        raise SettingsError("pictures needs something to write; allowed: --out, --labels, --video")
+    if options.video and not 1 <= options.rate_hz <= 240:
+        raise SettingsError(f"--rate-hz: {options.rate_hz:g}; allowed: 1 to 240")
+    with open_run(options.file) as run, _progress() as show:
+        if options.out:
+            n = write_pictures(run, options.out, options.kind or KINDS, options.frame, show)
+            print(f"pictures of {n} frames: {options.out}")
+        if options.labels:
+            write_labels(run, options.labels, options.by_track, show)
+            print(f"labels: {options.labels}")
+        if options.video:
+            write_video(run, options.video, options.rate_hz, show)
+            print(f"video: {options.video}")
+    return 0
+
+
+def napari_command(options: argparse.Namespace) -> int:
+    """`skyseg napari`."""
+    try:
+        import napari
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"skyseg napari needs the package '{error.name}', which is not installed: "
+            "pip install 'realtime_skyseg[napari]'"
+        ) from error
+    from realtime_skyseg.exports import add_to_napari
+    from realtime_skyseg.storage import open_run
+
+    with open_run(options.file) as run:
+        add_to_napari(napari.Viewer(title=str(options.file)), run)
+        napari.run()
+    return 0
+
+
+def _pictures_of(file: str, kinds: list[Any]) -> str:
+    """Pictures and tables of a run file in a ZIP file beside it."""
+    from realtime_skyseg.exports import write_pictures
+    from realtime_skyseg.storage import open_run
+
+    out = Path(file).with_suffix(".zip")
+    with open_run(file) as run, _progress() as show:
+        n = write_pictures(run, out, kinds, None, show)
+    print(f"pictures of {n} frames: {out}")
+    return str(out)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on the terminal, where standard error is one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("frames", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _analysers(texts: list[str]) -> dict[str, Any]:

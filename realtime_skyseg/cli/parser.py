@@ -7,7 +7,15 @@ from pathlib import Path
 
 import realtime_skyseg
 from realtime_skyseg.cli.clients import keys_command, tell_command, watch_command
-from realtime_skyseg.cli.files import analyse_command, check_command, info_command, recover_command, table_command
+from realtime_skyseg.cli.files import (
+    analyse_command,
+    check_command,
+    info_command,
+    napari_command,
+    pictures_command,
+    recover_command,
+    table_command,
+)
 from realtime_skyseg.cli.models import (
     bench_command,
     evaluate_command,
@@ -20,6 +28,7 @@ from realtime_skyseg.cli.models import (
 )
 from realtime_skyseg.cli.runs import demo_command, run_command, sweep_command
 
+_KINDS = ("input", "prepared", "mask", "overlay")  # as `exports.Kind`
 _ENGINES = ("auto", "tensorrt", "torch", "openvino", "openvino-int8")
 
 
@@ -110,6 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="all frames of a run file, with its settings as changed here",
     )
+    command.add_argument("--pictures", action="append", default=[], choices=_KINDS, help="and write these of each "
+                         "frame to DIR/NAME.zip, with CSV tables; may be repeated")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print a summary as one JSON object per input, last")
     command.set_defaults(command=analyse_command)
 
@@ -135,6 +146,24 @@ def make_parser() -> argparse.ArgumentParser:
                          "output")  # fmt: skip
     command.set_defaults(command=table_command)
 
+    command = commands.add_parser("pictures", help="export a run as pictures, label stacks and videos")
+    command.add_argument("file", type=Path)
+    command.add_argument("--out", type=Path, metavar="DIR|ZIP", help="pictures of each frame, and CSV tables")
+    command.add_argument("--kind", action="append", choices=_KINDS, help="of --out; "
+                         "may be repeated; default: all")  # fmt: skip
+    command.add_argument("--frame", type=int, action="append", metavar="N", help="of --out; may be repeated; default: "
+                         "all")  # fmt: skip
+    command.add_argument("--labels", type=Path, metavar="TIFF", help="a stack of object numbers, for ImageJ and napari")
+    command.add_argument("--by-track", action="store_true", help="of --labels: tracks, the same in all frames")
+    command.add_argument("--video", type=Path, metavar="MP4|AVI", help="outlines, time, field and count")
+    command.add_argument("--rate-hz", type=float, default=25.0, help="of --video; default: %(default)s")
+    command.set_defaults(command=pictures_command)
+
+    command = commands.add_parser("napari", help="look at a run in napari, which `pip install realtime_skyseg[napari]` "
+                                  "brings")  # fmt: skip
+    command.add_argument("file", type=Path)
+    command.set_defaults(command=napari_command)
+
     command = commands.add_parser("models", help="list the shipped models")
     command.set_defaults(command=models_command)
 
@@ -149,7 +178,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="score a model on labelled images")
     command.add_argument("--images", type=Path, required=True, help="folder of images")
     command.add_argument("--labels", type=Path, required=True, help="folder of label pictures of the same names")
-    command.add_argument("--label-values", metavar="N=CLASS,...", help="meaning of single-channel labels")
+    command.add_argument("--label-values", metavar="N=CLASS,...", help="meaning of single-channel labels; instances: "
+                         "any above 0 is a skyrmion")  # fmt: skip
     command.add_argument("--table", type=Path, help="CSV with the columns image, source_id, fold")
     command.add_argument("--fold", type=int, action="append", help="only this fold; may be repeated")
     command.add_argument("--model", default="compact", help="a shipped model or a file; default: %(default)s")

@@ -1,6 +1,7 @@
 """Frames with the outlines of what was found in them, scale bars, and writing pictures."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,24 @@ def overlay(image: Image, mask: Mask) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
+def analysed_frames(run: Run, frames: Sequence[int] | None = None) -> list[int]:
+    """Indices of the frames that were analysed: all, or those that are told.
+
+    Raises:
+        RunFileUnusableError: no frame of the run was analysed.
+        SettingsError: a frame that is told was not.
+    """
+    table = run.table
+    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1)).tolist()
+    if not analysed:
+        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame")
+    if missing := sorted(set(frames or ()) - set(analysed)):
+        raise SettingsError(
+            f"--frame: {missing[0]} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
+        )
+    return analysed if frames is None else list(frames)
+
+
 def busiest_frame(run: Run, frame: int | None = None) -> int:
     """The analysed frame with the most objects, unless one is told.
 
@@ -41,16 +60,11 @@ def busiest_frame(run: Run, frame: int | None = None) -> int:
         RunFileUnusableError: no frame of the run was analysed.
         SettingsError: the frame that is told was not.
     """
-    table = run.table
-    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1))
-    if not len(analysed):
-        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame to draw")
-    if frame is not None and frame not in analysed:
-        raise SettingsError(
-            f"--frame: {frame} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
-        )
+    if frame is not None:
+        return analysed_frames(run, [frame])[0]
+    analysed, table = analysed_frames(run), run.table
     objects = np.nan_to_num(table["count"][analysed] + table["stripes"][analysed])
-    return int(analysed[np.argmax(objects)]) if frame is None else frame
+    return analysed[int(np.argmax(objects))]
 
 
 def draw_grey(axis: Axes, image: Image, alpha: float = 1.0) -> None:
@@ -62,6 +76,15 @@ def draw_grey(axis: Axes, image: Image, alpha: float = 1.0) -> None:
     axis.set_axis_off()
 
 
+def draw_outlines(axis: Axes, mask: Mask) -> None:
+    """The outlines of all classes of a mask but film."""
+    place = [np.arange(-1, side + 1) for side in mask.shape]
+    for value, colour in _COLOURS.items():
+        inside = np.pad(mask == value, 1)  # so that outlines close at the border
+        if inside.any():
+            axis.contour(place[1], place[0], inside, [0.5], colors=[np.divide(colour, 255)], linewidths=0.8)
+
+
 def draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> None:
     """A frame as it was analysed, with the outlines of its mask, a scale bar, and what is known of it."""
     image = np.asarray(run.raw[shown], np.float32)
@@ -69,12 +92,7 @@ def draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> Non
     if below:
         image -= below[-1].image
     draw_grey(axis, image)
-    mask = run.mask[shown]
-    for value, colour in _COLOURS.items():
-        inside = np.pad(mask == value, 1)  # so that outlines close at the border
-        if inside.any():
-            place = [np.arange(-1, side + 1) for side in mask.shape]
-            axis.contour(place[1], place[0], inside, [0.5], colors=[np.divide(colour, 255)], linewidths=0.8)
+    draw_outlines(axis, run.mask[shown])
     row = table[shown]
     names = run.frame_names
     told = [f"frame {shown}" if names is None else f"frame {shown} ({names[shown][:40]})"]
@@ -85,7 +103,7 @@ def draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> Non
         f"{row['count']:.0f} skyrmions, {row['stripes']:.0f} stripes" if np.isfinite(row["count"]) else "shows nothing"
     )
     axis.set_title(f"{', '.join(told)}\n{counted}", fontsize=10)
-    scale_bar(axis, mask.shape[1], run.pixel_size_um)
+    scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
 def scale_bar(axis: Axes, width_px: int, pixel_size_um: float | None) -> None:

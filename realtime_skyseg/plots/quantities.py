@@ -172,9 +172,9 @@ def draw_structure_factor(axis: Axes, run: Run, frame: int) -> None:
     spacing = spacing_of_lattice(_points(run, frame), shape)
     waves = int(min(60, max(8, 2.5 * max(shape) / max(spacing, 1))))
     found = [structure_factor(_points(run, index), shape, waves) for index in _spread(run)]
-    qx, qy, _ = found[0]
+    qx, qy = found[0][0] / factor, found[0][1] / factor
     shown = axis.imshow(
-        np.log10(np.maximum(np.mean([s for _, _, s in found], 0), 1e-2)), extent=(qx[0] / factor, qx[-1] / factor, qy[-1] / factor, qy[0] / factor),
+        np.log10(np.maximum(np.mean([s for _, _, s in found], 0), 1e-2)), extent=(qx[0], qx[-1], qy[-1], qy[0]),
         cmap="viridis", vmin=-1, interpolation="nearest",
     )  # fmt: skip
     _bar(axis, shown, "log10 S(q)")

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -38,8 +38,15 @@ class LabelledImage:
     mask: Mask
 
 
-def label_values(text: str) -> dict[int, Class]:
-    """Read "0=skyrmion,1=defect,2=background"."""
+#: What the values of a label picture of a single channel mean. "instances": each skyrmion has a number of its own,
+#: above 0, as tools of other fields have it.
+LabelValues = Mapping[int, Class] | Literal["instances"]
+
+
+def label_values(text: str) -> LabelValues:
+    """Read "0=skyrmion,1=defect,2=background", or "instances"."""
+    if text.strip() == "instances":
+        return "instances"
     values = {}
     for part in text.split(","):
         number, _, name = part.partition("=")
@@ -51,7 +58,7 @@ def label_values(text: str) -> dict[int, Class]:
     return values
 
 
-def read_label(path: Path, values: Mapping[int, Class] | None = None) -> Mask:
+def read_label(path: Path, values: LabelValues | None = None) -> Mask:
     """Turn a label picture into a mask.
 
     Args:
@@ -66,6 +73,8 @@ def read_label(path: Path, values: Mapping[int, Class] | None = None) -> Mask:
     except (OSError, ValueError, cv2.error):
         raise SettingsError(f"labels: {path} cannot be read as a picture") from None
     if picture.ndim == 2:
+        if values == "instances":
+            return _mask_of_instances(path, picture)
         return _mask_of_values(path, picture, values or {int(value): value for value in Class})
     on = picture[..., :3] > np.iinfo(picture.dtype).max // 2
     code = on[..., 0] * 4 + on[..., 1] * 2 + on[..., 2]
@@ -97,12 +106,27 @@ def _mask_of_values(path: Path, picture: NDArray[Any], values: Mapping[int, Clas
     return mask
 
 
+def _mask_of_instances(path: Path, picture: NDArray[Any]) -> Mask:
+    """Any number above 0 is a skyrmion; where two touch, a pixel of film is put between them."""
+    if picture.dtype.kind not in "iu" or (picture < 0).any():
+        raise SettingsError(
+            f"labels: {path} holds {picture.dtype} or numbers below 0; allowed: whole numbers from 0 on"
+        )
+    mask = (picture > 0).astype(np.uint8) * np.uint8(Class.SKYRMION)
+    for here, there in (
+        (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]), (np.s_[:-1, :-1], np.s_[1:, 1:]),
+        (np.s_[:-1, 1:], np.s_[1:, :-1]),
+    ):  # fmt: skip
+        mask[here][(picture[here] != picture[there]) & (picture[there] > 0)] = Class.BACKGROUND
+    return mask
+
+
 def read_labelled(
     images: Path,
     labels: Path,
     table: Path | None = None,
     folds: Iterable[int] | None = None,
-    values: Mapping[int, Class] | None = None,
+    values: LabelValues | None = None,
 ) -> list[LabelledImage]:
     """Read all pairs of one data set, sorted by file name.
 
@@ -150,8 +174,10 @@ def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[Labelle
     Raises:
         SettingsError: a side is empty, or a source is unknown.
     """
-    names = settings.label_values or {}
-    values = {number: Class[name.upper()] for number, name in names.items()} or None
+    told = settings.label_values
+    values: LabelValues | None = "instances"
+    if told != "instances":
+        values = {number: Class[name.upper()] for number, name in (told or {}).items()} or None
     paths = (settings.images, settings.labels, settings.table)
     if settings.train_folds is not None:
         training = read_labelled(*paths, settings.train_folds, values)
