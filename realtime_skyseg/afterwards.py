@@ -40,6 +40,7 @@ class StoredImages:
         self._preparation = Preparation(config.prepare, shape, run.backgrounds()) if config.prepare else None
         self._live = run.table["skipped"] == Skipped.NOT_SKIPPED
         self._next = 0
+        self._last: Image | None = None
 
     @property
     def are_raw(self) -> bool:
@@ -54,8 +55,11 @@ class StoredImages:
         # What a frame becomes depends on those before it.
         for index in range(self._next, frame + 1):
             ready = self._preparation(self._run.raw[index], index, keep=bool(self._live[index]))
-        self._next = frame + 1
-        return self._preparation.place_image(ready.image)
+            self._last = self._preparation.place_image(ready.image) if index == frame else None
+        self._next = max(self._next, frame + 1)
+        if self._last is None or frame != self._next - 1:
+            raise ValueError(f"frame {frame} after frame {self._next - 1}; allowed: frames in their order")
+        return self._last
 
 
 def measure_again(

@@ -141,7 +141,7 @@ def write_video(
             stream = cast(av.VideoStream, file.add_stream(codec, rate=round(rate_hz)))
             stream.width, stream.height = size
             stream.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p"
-            stream.options = {"crf": "18"} if codec == "libx264" else {"q": "3"}
+            stream.options = {"crf": "18"} if codec == "libx264" else {"qmin": "2", "qmax": "3"}
             for done, frame in enumerate(frames):
                 outlined = overlay(images(frame), run.mask[frame])
                 picture = cv2.resize(outlined, size, interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -17,7 +17,15 @@ from realtime_skyseg import analysis, storage
 from realtime_skyseg.plots.pictures import busiest_frame, draw_grey, draw_outlines, overlay
 from realtime_skyseg.plots.quantities import draw
 from realtime_skyseg.records import Image, Kind, Segmentation
-from realtime_skyseg.tables import Table, frame_table, object_table, objects_as_table, step_table, track_table
+from realtime_skyseg.tables import (
+    Table,
+    diffusion_of,
+    frame_table,
+    object_table,
+    objects_as_table,
+    step_table,
+    track_table,
+)
 
 #: Width of a picture in a notebook, px.
 _WIDTH = 480
@@ -125,6 +133,10 @@ class Run(storage.Run):
         axis = axis or _new_axes()
         draw(axis, self, what, frame)
         return axis
+
+    def diffusion(self) -> tuple[float, float, str]:
+        """The diffusion constant of all skyrmions, its standard error, and their unit; see docs/quantities.md."""
+        return diffusion_of(self)
 
     def _told(self) -> str:
         table = self.table

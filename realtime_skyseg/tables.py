@@ -318,6 +318,21 @@ def without_drift(objects: NDArray[np.void]) -> NDArray[np.float64]:
     return points - np.cumsum(total, 0)[row]
 
 
+def diffusion_of(run: Run) -> tuple[float, float, str]:
+    """The diffusion constant of all skyrmions of a run without what all share, its standard error, and their unit.
+
+    um^2/s where the run knows its size of a pixel, else px^2/s; per frame where it knows no times. NaN where there are
+    too few skyrmions to follow. See `analysers.motion.diffusion`.
+    """
+    objects, _ = tracked_objects(run)
+    found = diffusion(objects["track"], objects["frame"], without_drift(objects))
+    size, time_s = run.pixel_size_um, frame_time_s(run)
+    timed = time_s > 0
+    scale = (1.0 if size is None else size**2) / (time_s if timed else 1.0)
+    unit = f"{'px' if size is None else 'um'}^2/{'s' if timed else 'frame'}"
+    return found.constant * scale, found.error * scale, unit
+
+
 def frame_time_s(run: Run) -> float:
     """Median time between two frames that were analysed; NaN where it is not known."""
     table = run.table

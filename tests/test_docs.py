@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import cv2
+import nbformat
 import pytest
 from conftest import settings
 from test_guests import KerasModel
@@ -57,12 +58,31 @@ def test_reading_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    cv2.imwrite("frame.png", noisy_discs(0))
-    Path("notebook.py").write_text("\n".join(examples("notebook.md")))
-    found = runpy.run_path("notebook.py")["found"]
-    assert found.count == 6
-    assert cv2.imread("outlines.png") is not None
+    """As one, in a kernel of its own."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    summary = sky.Service(settings(tmp_path / "runs", {"path": "bundled", "limit": 12}, record={"name": "film"})).run()
+    with sky.open_run(summary.run_file) as run:
+        cv2.imwrite(str(tmp_path / "frame.png"), run.raw[0])
+        count = int(run.table["count"][0])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in examples("notebook.md")])
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    execute = "from nbclient.cli import NbClientApp; NbClientApp.launch_instance()"
+    command = [sys.executable, "-c", execute, "--inplace", "--timeout=120", "page.ipynb"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    notebook = nbformat.read(tmp_path / "page.ipynb", 4)
+    shown = [[output for output in cell["outputs"] if output["output_type"] != "stream"] for cell in notebook["cells"]]
+    kinds = [[kind for output in outputs for kind in output["data"]] for outputs in shown]
+    assert set(kinds[0]) == {"text/html", "text/plain"}
+    assert f"{count} skyrmions" in shown[0][0]["data"]["text/html"]
+    assert "<img" in shown[0][0]["data"]["text/html"]
+    assert "image/png" in kinds[1]
+    assert "<img" in shown[2][0]["data"]["text/html"]
+    said = "".join(output["text"] for output in notebook["cells"][3]["outputs"] if output["output_type"] == "stream")
+    assert re.search(r"D = [\d.e-]+ ± [\d.e-]+ px\^2/s", said)
+    assert "diffusion_px2_per_s" in shown[3][0]["data"]["text/html"]
+    assert "image/png" in kinds[4]
+    assert cv2.imread(str(tmp_path / "outlines.png")) is not None
 
 
 def test_an_imported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

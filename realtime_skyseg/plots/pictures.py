@@ -26,8 +26,9 @@ _COLOURS = {
 
 def overlay(image: Image, mask: Mask) -> NDArray[np.uint8]:
     """The image in grey with the outlines of the mask's classes: (height, width, 3) uint8, red green blue."""
-    low, high = np.percentile(image, [0.5, 99.5])
-    grey = np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    low, high = _ends(image)
+    grey = np.clip((image.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    grey = np.nan_to_num(grey).astype(np.uint8)
     picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     for value, colour in _COLOURS.items():
         outlines, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -50,7 +51,7 @@ def analysed_frames(run: Run, frames: Sequence[int] | None = None) -> list[int]:
         raise SettingsError(
             f"--frame: {missing[0]} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
         )
-    return analysed if frames is None else list(frames)
+    return analysed if frames is None else sorted(set(frames))
 
 
 def busiest_frame(run: Run, frame: int | None = None) -> int:
@@ -67,11 +68,17 @@ def busiest_frame(run: Run, frame: int | None = None) -> int:
     return analysed[int(np.argmax(objects))]
 
 
-def draw_grey(axis: Axes, image: Image, alpha: float = 1.0) -> None:
-    """An image in grey, without axes."""
+def _ends(image: Image) -> tuple[float, float]:
+    """What is shown black and white."""
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="antialiased", alpha=alpha)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def draw_grey(axis: Axes, image: Image, alpha: float = 1.0) -> None:
+    """An image in grey, without axes."""
+    low, high = _ends(image)
+    axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="antialiased", alpha=alpha)
     axis.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     axis.set_axis_off()
 
