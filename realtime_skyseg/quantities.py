@@ -1,5 +1,6 @@
 """What a column of numbers holds, declared once for everything that stores, reads, shows or sends it."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +34,12 @@ class Quantity:
         return name.replace("_", " ") + (f" ({self.unit})" if self.unit else "")
 
 
+#: A unit of length in the names of columns, by that on the sample.
+_ON_SAMPLE = {"px": ("um", 1), "px^2": ("um^2", 2), "1/px": ("1/um", -1), "px^2/s": ("um^2/s", 2)}
+
+#: Of whole pixels, to cut an object out of its image.
+_BOX = ("left", "top", "width", "height")
+
 Columns = dict[str, Quantity]
 
 
@@ -52,3 +59,16 @@ def blank_rows(declared: Columns, n: int) -> NDArray[Any]:
     for name, quantity in declared.items():
         rows[name] = quantity.fill
     return rows
+
+
+def unit_name(unit: str) -> str:
+    """How a unit ends a column's name: px^2 -> px2, 1/um -> per_um."""
+    return re.sub(r"^1/", "per_", unit).replace("^", "").replace("/", "_per_")
+
+
+def on_sample(quantity: Quantity, size_um: float) -> tuple[Quantity, float] | None:
+    """The same quantity in lengths of the sample, and what its values are multiplied by; None: it is no length."""
+    if quantity.unit not in _ON_SAMPLE or quantity.name in _BOX:
+        return None
+    unit, power = _ON_SAMPLE[quantity.unit]
+    return replace(quantity, name=quantity.name.removesuffix(f"_{unit_name(quantity.unit)}"), unit=unit), size_um**power

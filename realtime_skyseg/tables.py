@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,15 +17,9 @@ from realtime_skyseg.afterwards import Progress, measure_again
 from realtime_skyseg.analysers.motion import diffusion
 from realtime_skyseg.analysers.selection import select
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.quantities import Columns, Quantity
+from realtime_skyseg.quantities import Columns, Quantity, on_sample, unit_name
 from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE, OBJECT_QUANTITIES, Kind, Objects, Skipped
 from realtime_skyseg.storage import Run, layout
-
-#: A unit of length in the names of columns, by that on the sample.
-_ON_SAMPLE = {"px": ("um", 1), "px^2": ("um^2", 2), "1/px": ("1/um", -1), "px^2/s": ("um^2/s", 2)}
-
-#: Of whole pixels, to cut an object out of its image.
-_BOX = ("left", "top", "width", "height")
 
 #: Rows of a table that is shown.
 _SHOWN = 8
@@ -338,19 +332,6 @@ def frame_time_s(run: Run) -> float:
     table = run.table
     times = table["time_s"][np.isfinite(table["count"]) & np.isfinite(table["time_s"])]
     return float(np.median(np.diff(times))) if len(times) > 1 else math.nan
-
-
-def unit_name(unit: str) -> str:
-    """How a unit ends a column's name: px^2 -> px2, 1/um -> per_um."""
-    return re.sub(r"^1/", "per_", unit).replace("^", "").replace("/", "_per_")
-
-
-def on_sample(quantity: Quantity, size_um: float) -> tuple[Quantity, float] | None:
-    """The same quantity in lengths of the sample, and what its values are multiplied by; None: it is no length."""
-    if quantity.unit not in _ON_SAMPLE or quantity.name in _BOX:
-        return None
-    unit, power = _ON_SAMPLE[quantity.unit]
-    return replace(quantity, name=quantity.name.removesuffix(f"_{unit_name(quantity.unit)}"), unit=unit), size_um**power
 
 
 def _table(columns: Mapping[str, tuple[Quantity, NDArray[Any]]], size_um: float | None) -> Table:

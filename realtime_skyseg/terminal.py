@@ -20,6 +20,7 @@ from rich.text import Text
 
 from realtime_skyseg.experiment import Experiment, report
 from realtime_skyseg.pipeline import STAGES, Pipeline
+from realtime_skyseg.quantities import on_sample
 from realtime_skyseg.records import Skipped, printable
 from realtime_skyseg.service import Service, Summary
 from realtime_skyseg.storage import Run
@@ -251,6 +252,9 @@ def show_run(console: Console, run: Run) -> None:
             table.add_row("frames that show nothing", str(len(analysed) - len(counts)))
         if len(counts):
             table.add_row("skyrmions per frame", f"{counts.min():.0f} to {counts.max():.0f}, mean {counts.mean():.1f}")
+        if len(counts) and (size := run.pixel_size_um) is not None:
+            area = run.raw.shape[1] * run.raw.shape[2] * size**2
+            table.add_row("skyrmions per um^2", f"{counts.mean() / area:.4g} in a frame of {area:.4g} um^2")
     times = rows["time_s"][np.isfinite(rows["time_s"])]
     if len(times) > 1:
         table.add_row("duration", f"{times[-1] - times[0]:.2f} s")
@@ -280,6 +284,8 @@ def _show_quantities(console: Console, run: Run, analysed: NDArray[np.void]) -> 
     table = Table("analysers", "mean", "from", "to", "what it is", box=None, padding=(0, 1))
     for name, quantity in run.quantities.items():
         values = analysed[name][np.isfinite(analysed[name])]
+        if run.pixel_size_um is not None and (there := on_sample(quantity, run.pixel_size_um)):
+            quantity, values = there[0], values * there[1]
         shown = [f"{value:.4g}" for value in (values.mean(), values.min(), values.max())] if len(values) else ["-"] * 3
         table.add_row(quantity.label, *shown, printable(quantity.meaning))
     for name in run.analysers:

@@ -127,7 +127,7 @@ def _measure(
         left, top, width, height, area = boxes[k]
         _moments(runs, mine, area, extra, out[k])
         out[k, _HULL] = _hull_area(runs, mine)
-        out[k, _HOLES] = _holes(runs, mine, left, top, width, height)
+        out[k, _HOLES] = _holes(runs, mine, left, top, width, height) if _has_holes(runs, mine) else 0
         _contrast(mask, image, runs, mine, left, top, width, height, ring, out[k])
 
 
@@ -139,19 +139,18 @@ def _moments(
     extra: float,
     out: NDArray[np.float64],
 ) -> None:
-    x = y = xx = yy = xy = 0.0
-    u, v = float(runs.start[mine[0]]), float(runs.row[mine[0]])  # relative to the first pixel: small and exact
+    x = y = xx = yy = xy = 0
+    u, v = np.int64(runs.start[mine[0]]), np.int64(runs.row[mine[0]])  # relative to the first pixel: small
     for run in mine:
-        down = runs.row[run] - v
-        for column in range(runs.start[run], runs.end[run]):
-            across = column - u
-            x, y = x + across, y + down
-            xx, yy, xy = xx + across * across, yy + down * down, xy + across * down
-    x, y = x / area, y / area
-    xx, yy, xy = xx / area - x * x + extra, yy / area - y * y + extra, xy / area - x * y
-    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+        down, first, n = runs.row[run] - v, runs.start[run] - u, np.int64(runs.end[run] - runs.start[run])
+        across = n * first + n * (n - 1) // 2  # sums over the run, whole numbers
+        x, y, yy, xy = x + across, y + n * down, yy + n * down * down, xy + across * down
+        xx += n * first * first + first * n * (n - 1) + (n - 1) * n * (2 * n - 1) // 6
+    mx, my = x / area, y / area
+    vx, vy, cxy = xx / area - mx * mx + extra, yy / area - my * my + extra, xy / area - mx * my
+    middle, half = (vx + vy) / 2, math.hypot((vx - vy) / 2, cxy)
     out[_MAJOR], out[_MINOR] = 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
-    out[_ORIENTATION] = -math.degrees(math.atan2(2 * xy, xx - yy)) / 2  # rows go downwards
+    out[_ORIENTATION] = -math.degrees(math.atan2(2 * cxy, vx - vy)) / 2  # rows go downwards
 
 
 @njit(cache=True, nogil=True)
@@ -185,6 +184,21 @@ def _hull_area(runs: Runs, mine: NDArray[np.int64]) -> float:
         for k in range(1, m):  # the area between the chain and x = 0
             area -= (xs[k] + xs[k - 1]) * (ys[k] - ys[k - 1]) / 2
     return area
+
+
+@njit(cache=True, nogil=True)
+def _has_holes(runs: Runs, mine: NDArray[np.int64]) -> bool:
+    """Runs of one object that touch hang together as a tree, unless they go around a hole."""
+    touching = above = 0
+    for k in range(len(mine)):
+        run = mine[k]
+        while runs.row[mine[above]] < runs.row[run] - 1:
+            above += 1
+        at = above
+        while runs.row[mine[at]] == runs.row[run] - 1:
+            touching += runs.start[mine[at]] <= runs.end[run] and runs.end[mine[at]] >= runs.start[run]
+            at += 1
+    return touching > len(mine) - 1
 
 
 @njit(cache=True, nogil=True)
@@ -254,15 +268,27 @@ def _contrast(  # noqa: PLR0913 - what runs are made of
         for x in range(runs.start[run], runs.end[run]):
             inside += image[runs.row[run], x]
             n += 1
+    mean = np.float32(inside / n)  # differences from it are small, and their squares exact enough
+    first, last = max(left - ring, 0), min(left + width + ring, mask.shape[1])
     total = squares = 0.0
     count = 0
     for y in range(max(top - ring, 0), min(top + height + ring, mask.shape[0])):
-        for x in range(max(left - ring, 0), min(left + width + ring, mask.shape[1])):
-            if mask[y, x] == _BACKGROUND:
-                total += image[y, x]
-                squares += float(image[y, x]) ** 2
-                count += 1
+        found, of_row, squares_of_row = _around(mask[y, first:last], image[y, first:last], mean)
+        count, total, squares = count + found, total + of_row, squares + squares_of_row
     if count > 1:
-        mean = total / count
-        out[_CONTRAST] = mean - inside / n
-        out[_NOISE] = math.sqrt(max(squares / count - mean * mean, 0.0) * count / (count - 1))
+        over = total / count
+        out[_CONTRAST] = over
+        out[_NOISE] = math.sqrt(max(squares / count - over * over, 0.0) * count / (count - 1))
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})  # many pixels at a time
+def _around(mask: Mask, image: NDArray[np.float32], mean: np.float32) -> tuple[int, float, float]:
+    """Of the film in a row: pixels, sum of their differences from a value, and of the squares of these."""
+    n, total, squares = np.int32(0), np.float32(0), np.float32(0)
+    for x in range(len(mask)):
+        film = mask[x] == _BACKGROUND
+        value = image[x] - mean if film else np.float32(0)
+        n += film
+        total += value
+        squares += value * value
+    return n, total, squares

@@ -23,16 +23,19 @@ from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.analysers.selection import chosen_skyrmions, points_of
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.plots.pictures import busiest_frame, draw_frame, draw_grey, save, scale_bar
-from realtime_skyseg.quantities import Quantity
+from realtime_skyseg.quantities import Quantity, on_sample
 from realtime_skyseg.records import OBJECT_QUANTITIES
 from realtime_skyseg.storage import Run
-from realtime_skyseg.tables import frame_time_s, objects_of, on_sample, tracked_objects, without_drift
+from realtime_skyseg.tables import frame_time_s, objects_of, tracked_objects, without_drift
 
 #: Frames of which g(r), S(q), distances and histograms are taken, at most: spread over the run.
 _MOST_FRAMES = 50
 
 #: Angles wrap around; all else goes from dark to bright.
 _CYCLIC = {"orientation_deg": ("twilight", -90.0, 90.0)}
+
+#: How wide ways are drawn, relative to the spacing (rms), and how many times they may be enlarged for that.
+_WIDTH_OF_WAYS, _ENLARGED = 0.15, (1, 2, 5, 10, 20)
 
 #: Lags of a mean squared displacement, at most.
 _LAGS = 30
@@ -182,11 +185,21 @@ def draw_structure_factor(axis: Axes, run: Run, frame: int) -> None:
 
 
 def draw_tracks(axis: Axes, run: Run, frame: int) -> None:
-    """The ways of the skyrmions, without what all share, coloured by time, over the first frame."""
+    """The ways of the skyrmions, without what all share, coloured by time, over the first frame.
+
+    Where they are too short to be seen, they are drawn larger, around where each is in the mean.
+    """
     objects, points, _ = _tracks(run)
     first = int(objects["frame"].min())
     image = StoredImages(run)(first)
     draw_grey(axis, image, alpha=0.35)
+    _, at, n = np.unique(objects["track"], return_inverse=True, return_counts=True)
+    middle = np.stack([np.bincount(at, points[:, k]) / n for k in (0, 1)], 1)[at]
+    away = points - middle
+    width = float(np.sqrt((away**2).sum(1).mean()))
+    enough = _WIDTH_OF_WAYS * spacing_of_lattice(_points(run, first), _shape(run)) / max(width, 1e-6)
+    times = max((factor for factor in _ENLARGED if factor <= enough), default=1)
+    points = middle + times * away
     order = np.lexsort((objects["frame"], objects["track"]))
     here, there = order[:-1], order[1:]
     same = objects["track"][here] == objects["track"][there]
@@ -195,12 +208,12 @@ def draw_tracks(axis: Axes, run: Run, frame: int) -> None:
     known = np.isfinite(time).all()
     when = (time if known else np.arange(len(time)))[objects["frame"][there]]
     lines = LineCollection(
-        list(np.stack([points[here], points[there]], 1)), array=when, cmap="plasma", linewidths=1.6, capstyle="round"
+        list(np.stack([points[here], points[there]], 1)), array=when, cmap="plasma", linewidths=1.3, capstyle="round"
     )
     axis.add_collection(lines)
     _bar(axis, lines, "time (s)" if known else "frame")
-    ways = np.unique(objects["track"][here])
-    axis.set_title(f"{len(ways)} skyrmions seen more than once, {len(np.unique(objects['frame']))} frames", fontsize=10)
+    told = f"{len(np.unique(objects['track'][here]))} skyrmions over {len(np.unique(objects['frame']))} frames"
+    axis.set_title(told if times == 1 else f"{told}, ways {times} times enlarged", fontsize=10)
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 

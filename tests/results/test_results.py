@@ -22,8 +22,9 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.exports import mask_picture, write_video
 from realtime_skyseg.plots.quantities import VIEWS, draw
+from realtime_skyseg.quantities import unit_name
 from realtime_skyseg.records import Class, Kind
-from realtime_skyseg.tables import frame_table, object_table, track_table, unit_name
+from realtime_skyseg.tables import frame_table, object_table, track_table
 from realtime_skyseg.training.labelled import read_label
 
 FRAMES, SIZE_UM = 16, 0.2
