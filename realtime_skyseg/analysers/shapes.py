@@ -291,4 +291,4 @@ def _around(mask: Mask, image: NDArray[np.float32], mean: np.float32) -> tuple[i
         n += film
         total += value
         squares += value * value
-    return n, total, squares
+    return int(n), float(total), float(squares)
