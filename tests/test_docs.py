@@ -17,6 +17,7 @@ from test_service import free_address, noisy_discs
 from test_training import write_labelled
 
 import realtime_skyseg as sky
+from realtime_skyseg import notebook
 from realtime_skyseg.analysis import segmenter
 from realtime_skyseg.cli import main
 from realtime_skyseg.preparation import preparation
@@ -161,7 +162,7 @@ def test_the_examples_in_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = sky.Service(made).run().run_file
     with sky.open_run(path) as run:
         image = run.raw[0]
-    modules = [sky, control, preparation, segmenter, service, subscriber]
+    modules = [sky, control, notebook, preparation, segmenter, service, subscriber]
     with sky.Service(sky.load_config("run.yaml")).start() as running:
         names = {"running": running, "path": path, "image": image, "settings": made.prepare}
         names["segmenter"] = sky.Segmenter.load("compact")

@@ -15,6 +15,7 @@ import torch
 from test_guests import SMALL, KerasModel
 
 import realtime_skyseg as sky
+from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.cli import main
 from realtime_skyseg.config import TrainingSettings, load_training
 from realtime_skyseg.errors import SettingsError
@@ -109,6 +110,21 @@ def test_a_value_without_a_class(tmp_path: Path) -> None:
         read_label(tmp_path / "label.tif")
     with pytest.raises(SettingsError, match=r"'0=hole': allowed: NUMBER=CLASS"):
         label_values("0=hole")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4"])
+def test_instance_labels_of_other_tools(tmp_path: Path, dtype: str) -> None:
+    """Any number above 0 is a skyrmion, and two that touch stay two."""
+    numbers = np.zeros((40, 60), dtype)
+    numbers[5:15, 5:15], numbers[5:15, 15:25], numbers[15:25, 25:35] = 7, 200, 3  # side by side, and at a corner
+    tifffile.imwrite(tmp_path / "labels.tif", numbers)
+    mask = read_label(tmp_path / "labels.tif", label_values("instances"))
+    assert measure(mask, polarity="both").count == 3
+    assert set(np.unique(mask)) == {Class.BACKGROUND, Class.SKYRMION}
+    assert 0.85 < (mask == Class.SKYRMION).sum() / (numbers > 0).sum() < 1
+    tifffile.imwrite(tmp_path / "floats.tif", numbers.astype(np.float32) + 0.5)
+    with pytest.raises(SettingsError, match="allowed: whole numbers from 0 on"):
+        read_label(tmp_path / "floats.tif", "instances")
 
 
 SPLITS: list[tuple[dict[str, object], set[str]]] = [
