@@ -18,6 +18,7 @@ from realtime_skyseg.afterwards import Progress, StoredImages
 from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.plots.pictures import analysed_frames, overlay
+from realtime_skyseg.plots.quantities import view_figure
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.storage import Run
 from realtime_skyseg.tables import frame_table, object_table, tracked_objects
@@ -42,6 +43,7 @@ def write_pictures(
     kinds: Sequence[Kind] = KINDS,
     frames: Sequence[int] | None = None,
     progress: Progress | None = None,
+    shown: Sequence[str] = (),
 ) -> int:
     """Write pictures of each frame that was analysed, and the tables of frames and objects beside them.
 
@@ -52,6 +54,7 @@ def write_pictures(
             and whose colours those of labels.
         frames: indices; None: all that were analysed.
         progress: called now and then.
+        shown: panels of a picture in the folder `views`, see `plots.quantities.view_figure`.
 
     Returns:
         How many frames.
@@ -62,7 +65,7 @@ def write_pictures(
     """
     chosen = analysed_frames(run, frames)
     images, names, shift = StoredImages(run), run.frame_names, len(str(run.n_frames))
-    if images.are_raw and len(kinds) == len(KINDS):
+    if images.are_raw and set(kinds) == set(KINDS):
         kinds = [kind for kind in kinds if kind != "prepared"]  # they would be the inputs
     with _folder(out) as write:
         for done, frame in enumerate(chosen):
@@ -71,6 +74,10 @@ def write_pictures(
                 stem = f"{stem}_{frame:0{shift}d}"
             for kind in kinds:
                 write(*_picture(run, images, frame, kind, f"{kind}/{stem}"))
+            if shown:
+                content = io.BytesIO()
+                view_figure(run, shown, frame, alone=True).savefig(content, dpi=110)
+                write(f"views/{stem}.png", content.getvalue())
             if progress:
                 progress(done + 1, len(chosen))
         for name, table in (("frames.csv", frame_table(run)), ("objects.csv", object_table(run))):

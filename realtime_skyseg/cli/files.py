@@ -113,8 +113,9 @@ def analyse_command(options: argparse.Namespace) -> int:
             )
             if "filled" in summary:
                 summary |= decide_again(path, summary["exit_status"])
-            if options.pictures:
-                summary["pictures"] = [_pictures_of(file, options.pictures) for file in summary["run_files"]]
+            if options.pictures or options.show:
+                files = summary["run_files"]
+                summary["pictures"] = [_pictures_of(file, options.pictures, options.show) for file in files]
         summaries.append({"input": str(path), **summary})
         status = max(status, summary["exit_status"])
     if options.json:
@@ -214,7 +215,8 @@ def pictures_command(options: argparse.Namespace) -> int:
         raise SettingsError(f"--rate-hz: {options.rate_hz:g}; allowed: 1 to 240")
     with open_run(options.file) as run, _progress() as show:
         if options.out:
-            n = write_pictures(run, options.out, options.kind or KINDS, options.frame, show)
+            kinds = options.kind or ([] if options.show else KINDS)
+            n = write_pictures(run, options.out, kinds, options.frame, show, options.show)
             print(f"pictures of {n} frames: {options.out}")
         if options.labels:
             write_labels(run, options.labels, options.by_track, show)
@@ -243,14 +245,14 @@ def napari_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pictures_of(file: str, kinds: list[Any]) -> str:
+def _pictures_of(file: str, kinds: list[Any], shown: list[str]) -> str:
     """Pictures and tables of a run file in a ZIP file beside it."""
     from realtime_skyseg.exports import write_pictures
     from realtime_skyseg.storage import open_run
 
     out = Path(file).with_suffix(".zip")
     with open_run(file) as run, _progress() as show:
-        n = write_pictures(run, out, kinds, None, show)
+        n = write_pictures(run, out, kinds, None, show, shown)
     print(f"pictures of {n} frames: {out}")
     return str(out)
 

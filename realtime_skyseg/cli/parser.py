@@ -121,6 +121,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--pictures", action="append", default=[], choices=_KINDS, help="and write these of each "
                          "frame to DIR/NAME.zip, with CSV tables; may be repeated")  # fmt: skip
+    command.add_argument("--show", action="append", default=[], metavar="WHAT", help="and a picture of these of each "
+                         "frame, as of info --show; may be repeated")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print a summary as one JSON object per input, last")
     command.set_defaults(command=analyse_command)
 
@@ -153,6 +155,8 @@ def make_parser() -> argparse.ArgumentParser:
                          "may be repeated; default: all")  # fmt: skip
     command.add_argument("--frame", type=int, action="append", metavar="N", help="of --out; may be repeated; default: "
                          "all")  # fmt: skip
+    command.add_argument("--show", action="append", default=[], metavar="WHAT", help="of --out: a picture of "
+                         "these, as of info --show, too; may be repeated")  # fmt: skip
     command.add_argument("--labels", type=Path, metavar="TIFF", help="a stack of object numbers, for ImageJ and napari")
     command.add_argument("--by-track", action="store_true", help="of --labels: tracks, the same in all frames")
     command.add_argument("--video", type=Path, metavar="MP4|AVI", help="outlines, time, field and count")

@@ -4,7 +4,7 @@ Lengths are in µm where the run knows its size of a pixel, else in px. Colours 
 colour-blind people.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ _WIDTH_OF_WAYS, _ENLARGED = 0.15, (1, 2, 5, 10, 20)
 _LAGS = 30
 
 
-def draw_picture(axis: Axes, run: Run, frame: int) -> None:
+def draw_picture(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """A frame with the outlines of what was found."""
     draw_frame(axis, run, frame, run.table)
 
 
-def draw_counts(axis: Axes, run: Run, frame: int) -> None:
+def draw_counts(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Skyrmions and stripes over time, with the field."""
     table = run.table
     known = np.isfinite(table["time_s"]).all()
@@ -62,7 +62,7 @@ def draw_counts(axis: Axes, run: Run, frame: int) -> None:
     axis.legend(loc="best")
 
 
-def draw_loop(axis: Axes, run: Run, frame: int) -> None:
+def draw_loop(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Skyrmions over field, rising and falling."""
     table = run.table
     field, count = table["field_mT"], table["count"]
@@ -79,7 +79,7 @@ def draw_loop(axis: Axes, run: Run, frame: int) -> None:
     axis.legend()
 
 
-def draw_map(axis: Axes, run: Run, frame: int, name: str) -> None:
+def draw_map(axis: Axes, run: Run, frame: int, frames: list[int], name: str) -> None:
     """The objects of a frame, coloured by a quantity; one that the run does not hold is asked for now."""
     quantity, objects, _ = _of_objects(run, name, [frame])
     image = StoredImages(run)(frame)
@@ -96,19 +96,19 @@ def draw_map(axis: Axes, run: Run, frame: int, name: str) -> None:
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
-def draw_histogram(axis: Axes, run: Run, frame: int, name: str) -> None:
+def draw_histogram(axis: Axes, run: Run, frame: int, frames: list[int], name: str) -> None:
     """A quantity of the objects of the run, skyrmions without stripes."""
-    quantity, objects, n = _of_objects(run, name, _spread(run))
+    quantity, objects, n = _of_objects(run, name, frames)
     values = objects[name].astype(np.float64)[chosen_skyrmions(objects)]
     values, label = _scaled(quantity, values[np.isfinite(values)], run.pixel_size_um)
     axis.hist(values, bins=40, color="tab:blue", edgecolor="white", linewidth=0.4)
     if len(values):
         axis.axvline(values.mean(), color="tab:red", linewidth=1.5, label=f"{values.mean():.3g} ± {values.std():.2g}")
         axis.legend()
-    axis.set(xlabel=label, ylabel="skyrmions", title=f"{n} frames")
+    axis.set(xlabel=label, ylabel="skyrmions", title=_frames(n))
 
 
-def draw_cells(axis: Axes, run: Run, frame: int) -> None:
+def draw_cells(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Voronoi cells coloured by psi6; what has five or seven neighbours is marked."""
     points = _points(run, frame)
     image = StoredImages(run)(frame)
@@ -134,11 +134,11 @@ def draw_cells(axis: Axes, run: Run, frame: int) -> None:
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
-def draw_distances(axis: Axes, run: Run, frame: int) -> None:
+def draw_distances(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Lengths of the bonds between inner skyrmions and their Delaunay neighbours."""
     factor, unit = _lengths(run)
     lengths = []
-    for index in _spread(run):
+    for index in frames:
         points = _points(run, index)
         lattice = lattice_of(points, _shape(run))
         if len(lattice.bonds):
@@ -149,42 +149,41 @@ def draw_distances(axis: Axes, run: Run, frame: int) -> None:
     if len(values):
         axis.axvline(values.mean(), color="tab:red", label=f"{values.mean():.3g} ± {values.std():.2g} {unit}")
         axis.legend()
-    axis.set(xlabel=f"distance of neighbours ({unit})", ylabel="bonds", xlim=(0, None), title=f"{len(lengths)} frames")
+    axis.set(xlabel=f"distance of neighbours ({unit})", ylabel="bonds", xlim=(0, None), title=_frames(len(lengths)))
 
 
-def draw_pair_correlation(axis: Axes, run: Run, frame: int) -> None:
+def draw_pair_correlation(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """g(r) of the skyrmions, mean over frames."""
     factor, unit = _lengths(run)
     shape = _shape(run)
     longest = min(0.5 * min(shape), 8 * spacing_of_lattice(_points(run, frame), shape))
-    frames = [_points(run, index) for index in _spread(run)]
-    frames = [points for points in frames if len(points) > 1]
-    if not frames:
+    points = [these for index in frames if len(these := _points(run, index)) > 1]
+    if not points:
         raise RunFileUnusableError(f"run file '{run.path}' has no frame with two skyrmions")
-    found = [pair_correlation(points, shape, longest, 120) for points in frames]
-    pairs = [len(points) * (len(points) - 1) for points in frames]
+    found = [pair_correlation(one, shape, longest, 120 if len(points) > 1 else 60) for one in points]
+    pairs = [len(one) * (len(one) - 1) for one in points]
     axis.axhline(1, color="lightgray", linewidth=1)
     axis.plot(found[0][0] * factor, np.average([g for _, g in found], axis=0, weights=pairs), color="tab:blue")
-    axis.set(xlabel=f"distance ({unit})", ylabel="g(r)", xlim=(0, None), ylim=(0, None), title=f"{len(found)} frames")
+    axis.set(xlabel=f"distance ({unit})", ylabel="g(r)", xlim=(0, None), ylim=(0, None), title=_frames(len(found)))
 
 
-def draw_structure_factor(axis: Axes, run: Run, frame: int) -> None:
+def draw_structure_factor(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """S(q) of the skyrmions, mean over frames: rings for a liquid, six spots for a lattice of one orientation."""
     factor, unit = _lengths(run)
     shape = _shape(run)
     spacing = spacing_of_lattice(_points(run, frame), shape)
     waves = int(min(60, max(8, 2.5 * max(shape) / max(spacing, 1))))
-    found = [structure_factor(_points(run, index), shape, waves) for index in _spread(run)]
+    found = [structure_factor(_points(run, index), shape, waves) for index in frames]
     qx, qy = found[0][0] / factor, found[0][1] / factor
     shown = axis.imshow(
         np.log10(np.maximum(np.mean([s for _, _, s in found], 0), 1e-2)), extent=(qx[0], qx[-1], qy[-1], qy[0]),
         cmap="viridis", vmin=-1, interpolation="nearest",
     )  # fmt: skip
     _bar(axis, shown, "log10 S(q)")
-    axis.set(xlabel=f"qx (1/{unit})", ylabel=f"qy (1/{unit})", title=f"{len(found)} frames")
+    axis.set(xlabel=f"qx (1/{unit})", ylabel=f"qy (1/{unit})", title=_frames(len(found)))
 
 
-def draw_tracks(axis: Axes, run: Run, frame: int) -> None:
+def draw_tracks(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """The ways of the skyrmions, without what all share, coloured by time, over the first frame.
 
     Where they are too short to be seen, they are drawn larger, around where each is in the mean.
@@ -217,7 +216,7 @@ def draw_tracks(axis: Axes, run: Run, frame: int) -> None:
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
-def draw_displacement(axis: Axes, run: Run, frame: int) -> None:
+def draw_displacement(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Mean squared displacement over the lag, and what the diffusion constant gives."""
     objects, points, time_s = _tracks(run)
     factor, unit = _lengths(run)
@@ -235,7 +234,7 @@ def draw_displacement(axis: Axes, run: Run, frame: int) -> None:
     axis.legend()
 
 
-def draw_van_hove(axis: Axes, run: Run, frame: int) -> None:
+def draw_van_hove(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """How far skyrmions go along an axis in one and in five frames, with what free diffusion would give."""
     objects, points, time_s = _tracks(run)
     factor, unit = _lengths(run)
@@ -252,7 +251,7 @@ def draw_van_hove(axis: Axes, run: Run, frame: int) -> None:
     axis.legend()
 
 
-def draw_pins(axis: Axes, run: Run, frame: int) -> None:
+def draw_pins(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Where skyrmions stay: energy in kT, of what is free to move."""
     objects, _, _ = _tracks(run)
     cell = max(2.0, 0.15 * spacing_of_lattice(_points(run, frame), _shape(run)))
@@ -270,18 +269,21 @@ def draw_pins(axis: Axes, run: Run, frame: int) -> None:
     scale_bar(axis, width, run.pixel_size_um)
 
 
-#: What `skyseg info --plot PNG --show` draws: axes, an open run and the index of a frame.
-VIEWS: dict[str, Callable[[Axes, Run, int], None]] = {
+#: What `skyseg info --plot PNG --show` draws: axes, an open run, the index of a frame, and those to take statistics of.
+VIEWS: dict[str, Callable[[Axes, Run, int, list[int]], None]] = {
     "frame": draw_picture, "counts": draw_counts, "loop": draw_loop, "cells": draw_cells, "distances": draw_distances,
     "gr": draw_pair_correlation, "sq": draw_structure_factor, "tracks": draw_tracks, "msd": draw_displacement,
     "vanhove": draw_van_hove, "pins": draw_pins,
 }  # fmt: skip
 
 #: The same of a quantity of objects, which is told behind a colon.
-VIEWS_OF_QUANTITY: dict[str, Callable[[Axes, Run, int, str], None]] = {"map": draw_map, "histogram": draw_histogram}
+VIEWS_OF_QUANTITY: dict[str, Callable[[Axes, Run, int, list[int], str], None]] = {
+    "map": draw_map,
+    "histogram": draw_histogram,
+}
 
 
-def plot_view(run: Run, shown: list[str], path: Path, frame: int | None = None) -> None:
+def plot_view(run: Run, shown: Sequence[str], path: Path, frame: int | None = None) -> None:
     """Write a picture of several panels.
 
     Args:
@@ -294,37 +296,41 @@ def plot_view(run: Run, shown: list[str], path: Path, frame: int | None = None) 
         SettingsError: there is no such panel or quantity, or the picture cannot be written.
         RunFileUnusableError: the run does not have what a panel shows.
     """
+    save(view_figure(run, shown, frame), path)
+
+
+def view_figure(run: Run, shown: Sequence[str], frame: int | None = None, alone: bool = False) -> Figure:
+    """The figure that `plot_view` writes; `alone`: histograms and the like are of that frame, too, not of the run."""
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(6.2 * columns, 5.0 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(shown) :]:
         axis.remove()
-    frame = busiest_frame(run, frame)
     for axis, text in zip(axes, shown, strict=False):
-        draw(axis, run, text, frame)
-    save(figure, path)
+        draw(axis, run, text, frame, alone)
+    return figure
 
 
-def draw(axis: Axes, run: Run, text: str, frame: int | None = None) -> None:
-    """One panel, see `plot_view`."""
+def draw(axis: Axes, run: Run, text: str, frame: int | None = None, alone: bool = False) -> None:
+    """One panel, see `view_figure`."""
     kind, _, name = text.partition(":")
     frame = busiest_frame(run, frame)
+    frames = [frame] if alone else _spread(run)
     if kind in VIEWS and not name:
-        VIEWS[kind](axis, run, frame)
+        VIEWS[kind](axis, run, frame, frames)
     elif kind in VIEWS_OF_QUANTITY and name:
-        VIEWS_OF_QUANTITY[kind](axis, run, frame, name)
+        VIEWS_OF_QUANTITY[kind](axis, run, frame, frames, name)
     else:
         allowed = ", ".join([*VIEWS, *(f"{kind}:QUANTITY" for kind in VIEWS_OF_QUANTITY)])
         raise SettingsError(f"--show: '{text}' is no picture; allowed: {allowed}")
 
 
 def _spread(run: Run) -> list[int]:
-    """Frames with objects, spread over the run."""
-    count = run.table["count"]
-    frames = np.flatnonzero(np.nan_to_num(count) > 0)
+    """Frames with skyrmions, spread over the run."""
+    frames = np.flatnonzero(np.nan_to_num(run.table["count"]) > 0)
     if not len(frames):
-        raise RunFileUnusableError(f"run file '{run.path}' has no frame with skyrmions")
+        return []
     return list(frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).astype(int))].tolist())
 
 
@@ -374,6 +380,10 @@ def _scaled(quantity: Quantity, values: NDArray[np.float64], size_um: float | No
     if there:
         quantity, values = there[0], values * there[1]
     return values, quantity.label.replace("um", "µm").replace("^2", "²")
+
+
+def _frames(n: int) -> str:
+    return "1 frame" if n == 1 else f"{n} frames"
 
 
 def _bar(axis: Axes, shown: Any, label: str) -> None:

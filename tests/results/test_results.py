@@ -260,24 +260,14 @@ def test_a_batch_of_images_with_its_pictures_and_tables(tmp_path: Path, capsys: 
         for place in range(k + 1):
             image[np.hypot(x - 30 - 45 * place, y - 60) < 9] -= 60
         cv2.imwrite(str(folder / f"shot {k}.png"), image.clip(0, 255).astype(np.uint8))
-    command = [
-        "analyse",
-        str(folder),
-        "--out",
-        str(tmp_path / "out"),
-        "--pictures",
-        "mask",
-        "--pictures",
-        "overlay",
-        "--json",
-    ]
-    assert main(command) == 0
+    options = ["--pictures", "mask", "--pictures", "overlay", "--show", "map:diameter", "--show", "histogram:diameter"]
+    assert main(["analyse", str(folder), "--out", str(tmp_path / "out"), *options, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     with zipfile.ZipFile(summary["pictures"][0]) as archive:
         frames = pd.read_csv(io.BytesIO(archive.read("frames.csv")))
         assert frames["name"].tolist() == ["shot 0.png", "shot 1.png", "shot 2.png"]
         assert frames["count"].tolist() == [1, 2, 3]
-        assert {"mask/shot 0.png", "overlay/shot 2.png"} <= set(archive.namelist())
+        assert {"mask/shot 0.png", "overlay/shot 2.png", "views/shot 1.png"} <= set(archive.namelist())
         assert set(pd.read_csv(io.BytesIO(archive.read("objects.csv")))["name"]) == set(frames["name"])
 
 
