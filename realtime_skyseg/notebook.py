@@ -121,8 +121,8 @@ class Run(storage.Run):
         """Draw one of the pictures of `skyseg info --show` on axes of your own or new ones.
 
         Args:
-            what: frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, pins, map:QUANTITY, or
-                histogram:QUANTITY.
+            what: frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, pins, dwell, mobility,
+                map:QUANTITY, or histogram:QUANTITY.
             axis: to draw on.
             frame: of pictures of one frame; None: the one with the most objects.
 

@@ -35,7 +35,7 @@ class Quantity:
 
 
 #: A unit of length in the names of columns, by that on the sample.
-_ON_SAMPLE = {"px": ("um", 1), "px^2": ("um^2", 2), "1/px": ("1/um", -1), "px^2/s": ("um^2/s", 2)}
+_ON_SAMPLE = {"px": ("um", 1), "px^2": ("um^2", 2), "1/px": ("1/um", -1), "px/s": ("um/s", 1), "px^2/s": ("um^2/s", 2)}
 
 #: Of whole pixels, to cut an object out of its image.
 _BOX = ("left", "top", "width", "height")

@@ -264,6 +264,8 @@ def track_table(run: Run, progress: Progress | None = None) -> Table:
         one("x", "px", "of the first frame", objects["x"][first]),
         one("y", "px", "of the first frame", objects["y"][first]),
         one("displacement", "px", "from the first to the last frame, without the drift", np.hypot(*moved.T)),
+        one("velocity", "px/s", "displacement / time between both",
+            np.hypot(*moved.T) / _positive(time[end] - time[begin])),
         one("mean_diameter", "px", "over its frames", np.bincount(np.repeat(np.arange(len(n)), n), objects["diameter"],
                                                                  minlength=len(n)) / np.maximum(n, 1)),
         one("diffusion", "px^2/s", "as of docs/quantities.md; NaN: too short", constant),
@@ -284,6 +286,10 @@ def step_table(run: Run) -> Table:
     rows = experiment["steps"]
     columns = {name: (layout.STEP_COLUMNS.get(name) or Quantity(name, "f8"), rows[name]) for name in rows.dtype.names}
     return _table(columns, run.pixel_size_um)
+
+
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(values > 0, values, np.nan)
 
 
 def without_drift(objects: NDArray[np.void]) -> NDArray[np.float64]:

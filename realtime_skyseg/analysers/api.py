@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime_skyseg.analysers.objects import Runs, find_runs
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Image, Mask, Objects
 from realtime_skyseg.section import Section
@@ -40,11 +41,19 @@ class View:
     values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
     pixel_size_um: float | None = None
     output_of: Callable[[str, Image], NDArray[np.float32]] | None = None
+    _runs: tuple[Runs, int] | None = None
 
     @property
     def probability(self) -> NDArray[np.float32]:
         """(height, width) float32: how likely the network takes each pixel for skyrmion. Only if `needs` names it."""
         return self._output("probability")
+
+    @property
+    def runs(self) -> tuple[Runs, int]:
+        """The runs of class skyrmion along rows, and of how many components: see `analysers.objects.find_runs`."""
+        if self._runs is None:
+            self._runs = find_runs(self.mask)
+        return self._runs
 
     @property
     def features(self) -> NDArray[np.float32]:

@@ -68,7 +68,7 @@ def lattice_of(
         shape: (height, width) of the frame, from -0.5 on as pixels' centres are counted.
         smallest_angle_deg: triangles with a smaller angle have no bonds of their own; 0 to 60. At the border of a cloud
             of points long thin ones join what are no neighbours.
-        longest_side: False leaves the longest side of each triangle out of `psi4`: the diagonal, in a square lattice.
+        longest_side: False leaves the longest side of both of its triangles out of `psi4`: a square lattice's diagonal.
     """
     n = len(points)
     nan = complex(math.nan, math.nan)
@@ -194,10 +194,10 @@ def _measure(  # noqa: PLR0913 - one pass over triangles, and arrays to fill
             length = math.sqrt(squares[i, k])
             step = complex(points[q, 0] - points[p, 0], points[q, 1] - points[p, 1]) / length
             fourth = step * step * step * step
-            is_longest = longest[i] == k
+            is_longest = longest[i] == k or not wide[i]  # in all triangles that count
             if j >= 0 and wide[j]:
                 across = triangles[j, longest[j]]
-                is_longest |= across not in (p, q)
+                is_longest &= across not in (p, q)
             for end in (p, q):  # from either end the powers are the same
                 neighbours[end] += 1
                 distance[end] += length
@@ -287,7 +287,7 @@ class LatticeSettings(AnalyserSettings):
     smallest_angle_deg: Annotated[float, Field(ge=0, le=60)] = 0.0
     """Triangles with a smaller angle are left out."""
     psi4_longest_side: bool = True
-    """False: the longest side of each triangle is left out of psi4."""
+    """False: what is the longest side in both of its triangles is left out of psi4."""
 
 
 class LatticeAnalyser(Analyser):

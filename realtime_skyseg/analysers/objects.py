@@ -151,15 +151,16 @@ def find_runs(mask: Mask) -> tuple[Runs, int]:
     return Runs(row[:runs].copy(), start[:runs].copy(), end[:runs].copy(), component), components
 
 
-def label_image(mask: Mask, objects: Objects) -> NDArray[np.int32]:
+def label_image(mask: Mask, objects: Objects, found: tuple[Runs, int] | None = None) -> NDArray[np.int32]:
     """Which object each pixel belongs to: (height, width) int32, 1 and up by row of the table; 0: to none.
 
     Args:
         mask: (height, width) uint8 of `Class`.
         objects: its table, as `measure` gives it, whole.
+        found: what `find_runs` gives, if it was asked before.
     """
     labels = np.zeros(mask.shape, np.int32)
-    runs, components = find_runs(mask)
+    runs, components = found or find_runs(mask)
     _paint(runs, components, objects["area"].astype(np.int64), objects["top"].astype(np.int64), labels)
     return labels
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from realtime_skyseg.analysers.api import Analyser, AnalyserSettings, View
-from realtime_skyseg.analysers.objects import Runs, find_runs, label_image, rows_of_components
+from realtime_skyseg.analysers.objects import Runs, label_image, rows_of_components
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Class, Mask
 
@@ -75,7 +75,7 @@ class ShapeAnalyser(Analyser):
         boxes = np.stack([objects[name].astype(np.int64) for name in ("left", "top", "width", "height", "area")], 1)
         extra = 0.0 if self.settings.point_pixels else 1 / 12
         image = np.ascontiguousarray(view.image, np.float32)
-        runs, components = find_runs(view.mask)
+        runs, components = view.runs
         _measure(view.mask, image, runs, components, boxes, extra, self.settings.ring_px, found)
         diameter = np.sqrt(4 / np.pi * objects["area"].astype(np.float64))
         hull = np.sqrt(4 / np.pi * found[:, _HULL])
@@ -93,7 +93,7 @@ class ShapeAnalyser(Analyser):
             }
         if self.settings.weighted:
             weighted = np.full((len(objects), 2), np.nan)
-            _weigh(label_image(view.mask, objects), view.probability, boxes, weighted)
+            _weigh(label_image(view.mask, objects, view.runs), view.probability, boxes, weighted)
             values |= {"x_weighted_px": weighted[:, 0], "y_weighted_px": weighted[:, 1]}
         return values
 

@@ -58,8 +58,9 @@ class SkeletonAnalyser(Analyser):
         assert isinstance(self.settings, SkeletonSettings)
         objects = view.objects
         chosen = (objects["kind"] == Kind.STRIPE) | self.settings.skyrmions
-        labels = label_image(view.mask, objects)
-        skeleton = thin(np.concatenate([[False], chosen])[labels])
+        labels = label_image(view.mask, objects, view.runs)
+        inside = np.concatenate([[False], chosen])[labels] if chosen.any() else np.zeros(labels.shape, np.bool_)
+        skeleton = thin(inside)
         if self.settings.spur > 0 and skeleton.any():
             radius = cv2.distanceTransform((labels > 0).astype(np.uint8), cv2.DIST_L2, 5).astype(np.float32)
             _take_spurs(skeleton, radius, self.settings.spur)

@@ -314,7 +314,9 @@ class TrackAnalyser(Analyser):
         chosen = chosen_skyrmions(view.objects)
         points = points_of(view.objects)[chosen]
         numbers, linker = self._linker(points), self._linker
-        now = _Seen(np.full(len(chosen), -1, np.int64), points_of(view.objects), label_image(view.mask, view.objects))
+        now = _Seen(
+            np.full(len(chosen), -1, np.int64), points_of(view.objects), label_image(view.mask, view.objects, view.runs)
+        )
         steps = np.full((len(chosen), 2), np.nan)
         now.track[chosen], steps[chosen] = numbers, linker.steps
         values = {"track": now.track, "step_x_px": steps[:, 0], "step_y_px": steps[:, 1]}

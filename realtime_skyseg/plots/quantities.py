@@ -18,7 +18,14 @@ from scipy.spatial import Voronoi
 from realtime_skyseg import devices
 from realtime_skyseg.afterwards import StoredImages
 from realtime_skyseg.analysers.lattice import lattice_of, pair_correlation, spacing_of_lattice, structure_factor
-from realtime_skyseg.analysers.motion import diffusion, displacements, mean_squared_displacement, stay_map, van_hove
+from realtime_skyseg.analysers.motion import (
+    StayMap,
+    diffusion,
+    displacements,
+    mean_squared_displacement,
+    stay_map,
+    van_hove,
+)
 from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.analysers.selection import chosen_skyrmions, points_of
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
@@ -253,19 +260,36 @@ def draw_van_hove(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
 
 def draw_pins(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Where skyrmions stay: energy in kT, of what is free to move."""
+    _draw_stay(axis, run, frame, "energy (kT)", lambda found: found.energy_kT)
+
+
+def draw_dwell(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
+    """How long skyrmions stay in a place before they go on."""
+    time_s = _tracks(run)[2]
+    _draw_stay(axis, run, frame, "mean stay (s)", lambda found: found.dwell_frames * time_s)
+
+
+def draw_mobility(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
+    """How fast skyrmions diffuse away from a place."""
+    (factor, unit), time_s = _lengths(run), _tracks(run)[2]
+    _draw_stay(axis, run, frame, f"local diffusion ({unit}²/s)", lambda found: found.diffusion * factor**2 / time_s)
+
+
+def _draw_stay(axis: Axes, run: Run, frame: int, label: str, values: Callable[[StayMap], NDArray[np.float64]]) -> None:
     objects, _, _ = _tracks(run)
-    cell = max(2.0, 0.15 * spacing_of_lattice(_points(run, frame), _shape(run)))
-    found = stay_map(objects["track"], objects["frame"], points_of(objects), run.mask.shape[1:], cell)
-    height, width = run.mask.shape[1:]
-    rows, columns = found.energy_kT.shape
-    shown = axis.imshow(
-        np.ma.masked_invalid(found.energy_kT), extent=(-0.5, columns * cell - 0.5, rows * cell - 0.5, -0.5),
-        cmap="viridis", interpolation="nearest",
+    height, width = _shape(run)
+    cell = max(2.0, 0.15 * spacing_of_lattice(_points(run, frame), (height, width)))
+    shown = values(stay_map(objects["track"], objects["frame"], points_of(objects), (height, width), cell))
+    rows, columns = shown.shape
+    known = shown[np.isfinite(shown)]
+    image = axis.imshow(
+        np.ma.masked_invalid(shown), extent=(-0.5, columns * cell - 0.5, rows * cell - 0.5, -0.5), cmap="viridis",
+        interpolation="nearest", vmax=np.percentile(known, 98) if len(known) else None,
     )  # fmt: skip
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     axis.set_axis_off()
-    _bar(axis, shown, "energy (kT)")
-    axis.set_title(f"cells of {cell:.1f} px, {len(np.unique(objects['frame']))} frames", fontsize=10)
+    _bar(axis, image, label)
+    axis.set_title(f"cells of {cell:.1f} px, {_frames(len(np.unique(objects['frame'])))}", fontsize=10)
     scale_bar(axis, width, run.pixel_size_um)
 
 
@@ -273,7 +297,7 @@ def draw_pins(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
 VIEWS: dict[str, Callable[[Axes, Run, int, list[int]], None]] = {
     "frame": draw_picture, "counts": draw_counts, "loop": draw_loop, "cells": draw_cells, "distances": draw_distances,
     "gr": draw_pair_correlation, "sq": draw_structure_factor, "tracks": draw_tracks, "msd": draw_displacement,
-    "vanhove": draw_van_hove, "pins": draw_pins,
+    "vanhove": draw_van_hove, "pins": draw_pins, "dwell": draw_dwell, "mobility": draw_mobility,
 }  # fmt: skip
 
 #: The same of a quantity of objects, which is told behind a colon.
