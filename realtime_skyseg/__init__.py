@@ -36,6 +36,8 @@ _PLACES = {
     "open_run": "realtime_skyseg.notebook",
 }
 
+#: The same without pictures, on a computer that has not what these need (requirements-client.txt).
+_PLAIN = {"open_run": "realtime_skyseg.storage"}
 
 caches.prepare_numba()
 
@@ -52,5 +54,10 @@ def __getattr__(name: str) -> Any:
 
         return version("realtime_skyseg")
     if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+        try:
+            return getattr(import_module(_PLACES[name]), name)
+        except ModuleNotFoundError:
+            if name not in _PLAIN:
+                raise
+            return getattr(import_module(_PLAIN[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

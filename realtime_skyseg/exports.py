@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from realtime_skyseg.afterwards import Progress, StoredImages
 from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.plots.pictures import analysed_frames, overlay
+from realtime_skyseg.plots.pictures import analysed_frames, overlay, round_length
 from realtime_skyseg.plots.quantities import view_figure
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.storage import Run
@@ -244,9 +244,7 @@ def _write_on(picture: NDArray[np.uint8], text: str, size_um: float | None, zoom
     cv2.putText(picture, text, (6, height + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
     if size_um is None:
         return
-    rough = 0.2 * picture.shape[1] / zoom * size_um
-    power = 10.0 ** np.floor(np.log10(rough))
-    length = max(step * power for step in (1, 2, 5) if step * power <= rough)
+    length = round_length(0.2 * picture.shape[1] / zoom * size_um)
     px, (down, right) = round(length / size_um * zoom), picture.shape[:2]
     picture[down - 34 : down, right - px - 16 :] //= 3
     picture[down - 10 : down - 6, right - px - 8 : right - 8] = 255

@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from realtime_skyseg import analysis, storage
+from realtime_skyseg.analysers.selection import chosen_skyrmions, points_of
 from realtime_skyseg.plots.pictures import busiest_frame, draw_grey, draw_outlines, overlay
 from realtime_skyseg.plots.quantities import draw
-from realtime_skyseg.records import Image, Kind, Segmentation
+from realtime_skyseg.records import Image, Segmentation
 from realtime_skyseg.tables import (
     Table,
     diffusion_of,
@@ -49,8 +50,7 @@ class ShownSegmentation(Segmentation):
     @property
     def points(self) -> NDArray[np.float64]:
         """(n, 2) x and y of the skyrmions, without stripes, in px."""
-        chosen = self.objects[self.objects["kind"] == Kind.SKYRMION]
-        return np.stack([chosen["x"], chosen["y"]], 1).astype(np.float64)
+        return points_of(self.objects)[chosen_skyrmions(self.objects)]
 
     def plot(self, axis: Axes | None = None) -> Axes:
         """Draw the image with the outlines of what was found, on axes of your own or new ones."""

@@ -10,15 +10,17 @@ and is switched on by its name in the settings: `analysers: {mean_grey: {...}}`,
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime_skyseg.analysers.objects import Runs, find_runs
 from realtime_skyseg.quantities import Quantity
 from realtime_skyseg.records import Image, Mask, Objects
 from realtime_skyseg.section import Section
+
+if TYPE_CHECKING:
+    from realtime_skyseg.analysers.objects import Runs
 
 #: What an analyser may ask for beyond the image, the mask and the objects, which are always there.
 NETWORK_OUTPUTS = ("probability", "features")
@@ -41,7 +43,7 @@ class View:
     values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
     pixel_size_um: float | None = None
     output_of: Callable[[str, Image], NDArray[np.float32]] | None = None
-    _runs: tuple[Runs, int] | None = None
+    _runs: "tuple[Runs, int] | None" = None
 
     @property
     def probability(self) -> NDArray[np.float32]:
@@ -49,8 +51,10 @@ class View:
         return self._output("probability")
 
     @property
-    def runs(self) -> tuple[Runs, int]:
+    def runs(self) -> "tuple[Runs, int]":
         """The runs of class skyrmion along rows, and of how many components: see `analysers.objects.find_runs`."""
+        from realtime_skyseg.analysers.objects import find_runs  # numba, which clients do without
+
         if self._runs is None:
             self._runs = find_runs(self.mask)
         return self._runs

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.errors import MissingExtraError, SettingsError
 
 
 def watch_command(options: argparse.Namespace) -> int:
@@ -14,6 +14,31 @@ def watch_command(options: argparse.Namespace) -> int:
 
     with Subscriber(options.address or DEFAULT_ADDRESS, keys=options.keys) as subscriber:
         terminal.show_stream(terminal.console(), subscriber, options.once)
+    return 0
+
+
+def dashboard_command(options: argparse.Namespace) -> int:
+    """`skyseg dashboard`."""
+    from realtime_skyseg.config import DEFAULT_ADDRESS, DEFAULT_CONTROL_ADDRESS
+    from realtime_skyseg.dashboard import Feed
+
+    try:
+        from realtime_skyseg.dashboard.page import serve
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"skyseg dashboard needs the package '{error.name}', which is not installed: "
+            "pip install 'realtime_skyseg[dashboard]'"
+        ) from error
+    if not 1 <= options.port <= 65535:
+        raise SettingsError(f"--port: {options.port}; allowed: 1 to 65535")
+    control = "" if options.control is None else options.control or DEFAULT_CONTROL_ADDRESS
+    feed = Feed(options.address or DEFAULT_ADDRESS, options.keys)
+    feed.start()
+    try:
+        print(f"http://127.0.0.1:{options.port}", flush=True)
+        serve(feed, control, options.keys, options.port, options.open)
+    finally:
+        feed.close()
     return 0
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import realtime_skyseg
-from realtime_skyseg.cli.clients import keys_command, tell_command, watch_command
+from realtime_skyseg.cli.clients import dashboard_command, keys_command, tell_command, watch_command
 from realtime_skyseg.cli.files import (
     analyse_command,
     check_command,
@@ -71,6 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--once", action="store_true", help="leave at the end of the run")
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=watch_command)
+
+    command = commands.add_parser("dashboard", help="a page to look at a running service")
+    command.add_argument("address", nargs="?", help="of the service, tcp://HOST:PORT; default: that of the settings")
+    command.add_argument("--control", nargs="?", const="", metavar="ADDRESS", help="the page may ask for "
+                         "fields, notes and the end of the run; default address: tcp://127.0.0.1:5556")  # fmt: skip
+    command.add_argument("--port", type=int, default=8080, help="of the page; default: %(default)s")
+    command.add_argument("--open", action="store_true", help="open it in a browser")
+    command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
+    command.set_defaults(command=dashboard_command)
 
     command = commands.add_parser("tell", help="ask something of a running service over its control socket")
     command.add_argument("do", help="status, stop, mark, set_field, enter_field, safe_field, demagnetise, pulse, "

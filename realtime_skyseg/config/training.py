@@ -93,9 +93,10 @@ class TrainingSettings(Section):
     """Folder of images."""
     labels: Path
     """Folder of label pictures of the same names: colours, or class numbers in a single channel."""
-    label_values: dict[int, ClassName] | Literal["instances"] | None = None
-    """What the numbers of single-channel labels mean. instances: any above 0 is a skyrmion of its own. Absent: 0
-    background, 1 skyrmion, 2 defect, 3 outside, 4 edge."""
+    label_values: dict[int, ClassName] | None = None
+    """What the numbers of single-channel labels mean; absent: 0 background, 1 skyrmion, 2 defect, 3 outside, 4 edge."""
+    instance_labels: bool = False
+    """Labels of other tools: each skyrmion has a number of its own above 0."""
     table: Path | None = None
     """CSV with the columns image, source_id, fold, or the published data set's own table.csv; absent: each image is a
     source of its own."""

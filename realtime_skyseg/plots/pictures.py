@@ -83,6 +83,12 @@ def draw_grey(axis: Axes, image: Image, alpha: float = 1.0) -> None:
     axis.set_axis_off()
 
 
+def name_of(run: Run, frame: int) -> str:
+    """A frame, with the name of its image if it has one."""
+    names = run.frame_names
+    return f"frame {frame}" if names is None else f"frame {frame} ({names[frame][:40]})"
+
+
 def draw_outlines(axis: Axes, mask: Mask) -> None:
     """The outlines of all classes of a mask but film."""
     place = [np.arange(-1, side + 1) for side in mask.shape]
@@ -101,8 +107,7 @@ def draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> Non
     draw_grey(axis, image)
     draw_outlines(axis, run.mask[shown])
     row = table[shown]
-    names = run.frame_names
-    told = [f"frame {shown}" if names is None else f"frame {shown} ({names[shown][:40]})"]
+    told = [name_of(run, shown)]
     told += [f"{row['time_s']:.2f} s"] if np.isfinite(row["time_s"]) else []
     told += [f"{row['field_mT']:.3g} mT"] if np.isfinite(row["field_mT"]) else []
     told += ["minus its background"] if below else []
@@ -113,12 +118,16 @@ def draw_frame(axis: Axes, run: Run, shown: int, table: NDArray[np.void]) -> Non
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
+def round_length(most: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not beyond."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return max(step * power for step in (1, 2, 5) if step * power <= most)
+
+
 def scale_bar(axis: Axes, width_px: int, pixel_size_um: float | None) -> None:
     """A bar of a round length, about a fifth of the picture."""
     size, unit = (1.0, "px") if pixel_size_um is None else (pixel_size_um, "µm")
-    rough = 0.2 * width_px * size
-    power = 10.0 ** math.floor(math.log10(rough))
-    length = max(step * power for step in (1, 2, 5) if step * power <= rough)
+    length = round_length(0.2 * width_px * size)
     bar = AnchoredSizeBar(
         axis.transData, length / size, f"{length:g} {unit}", "lower right", size_vertical=1, fill_bar=True,
         borderpad=0.4, frameon=True,

@@ -29,7 +29,7 @@ from realtime_skyseg.analysers.motion import (
 from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.analysers.selection import chosen_skyrmions, points_of
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
-from realtime_skyseg.plots.pictures import busiest_frame, draw_frame, draw_grey, save, scale_bar
+from realtime_skyseg.plots.pictures import busiest_frame, draw_frame, draw_grey, name_of, save, scale_bar
 from realtime_skyseg.quantities import Quantity, on_sample
 from realtime_skyseg.records import OBJECT_QUANTITIES
 from realtime_skyseg.storage import Run
@@ -99,7 +99,7 @@ def draw_map(axis: Axes, run: Run, frame: int, frames: list[int], name: str) -> 
         interpolation="nearest",
     )  # fmt: skip
     _bar(axis, shown, label)
-    axis.set_title(f"frame {frame}", fontsize=10)
+    axis.set_title(name_of(run, frame), fontsize=10)
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 
@@ -137,7 +137,7 @@ def draw_cells(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
                 label=f"{number} neighbours",
             )  # fmt: skip
         axis.legend(loc="upper left", fontsize=8)
-    axis.set_title(f"frame {frame}: mean |ψ6| {lattice.mean(np.abs(lattice.psi6)):.2f}", fontsize=10)
+    axis.set_title(f"{name_of(run, frame)}: mean |ψ6| {lattice.mean(np.abs(lattice.psi6)):.2f}", fontsize=10)
     scale_bar(axis, image.shape[1], run.pixel_size_um)
 
 

@@ -174,10 +174,10 @@ def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[Labelle
     Raises:
         SettingsError: a side is empty, or a source is unknown.
     """
-    told = settings.label_values
-    values: LabelValues | None = "instances"
-    if told != "instances":
-        values = {number: Class[name.upper()] for number, name in (told or {}).items()} or None
+    names = settings.label_values or {}
+    values: LabelValues | None = {number: Class[name.upper()] for number, name in names.items()} or None
+    if settings.instance_labels:
+        values = "instances"
     paths = (settings.images, settings.labels, settings.table)
     if settings.train_folds is not None:
         training = read_labelled(*paths, settings.train_folds, values)
