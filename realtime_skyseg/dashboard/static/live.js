@@ -211,16 +211,18 @@ export class LiveView {
       this.zoom(Math.exp(-event.deltaY / 400));
     }, { passive: false });
     canvas.addEventListener("pointerdown", (event) => {
-      from = { x: event.clientX, y: event.clientY, moved: false };
+      from = { x: event.clientX, y: event.clientY, begin: [event.clientX, event.clientY], moved: false };
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!from || !this.frame) return;
       const ratio = window.devicePixelRatio || 1;
       const { scale } = this.place();
+      from.moved ||= Math.hypot(event.clientX - from.begin[0], event.clientY - from.begin[1]) > 3;
+      if (!from.moved) return; // a hand that shakes at a click
       this.view.x += ((event.clientX - from.x) * ratio) / scale;
       this.view.y += ((event.clientY - from.y) * ratio) / scale;
-      from = { x: event.clientX, y: event.clientY, moved: from.moved || event.movementX || event.movementY };
+      [from.x, from.y] = [event.clientX, event.clientY];
       this.draw();
     });
     canvas.addEventListener("pointerup", (event) => {
@@ -304,8 +306,8 @@ function colourOf(share) {
 
 function textOf(one, size) {
   const length = (px) => (size ? `${(px * size).toPrecision(3)} µm` : `${px.toFixed(1)} px`);
-  const told = [one.kind === 1 ? "stripe" : "skyrmion", `at (${one.x.toFixed(1)}, ${one.y.toFixed(1)}) px`,
-    `diameter ${length(one.diameter)}`, `elongation ${one.elongation.toFixed(2)}`];
+  const kind = one.kind === 1 ? "stripe" : "skyrmion";
+  const told = [`${kind} at (${one.x.toFixed(1)}, ${one.y.toFixed(1)}) px`, `diameter ${length(one.diameter)}`, `elongation ${one.elongation.toFixed(2)}`];
   for (const [name, value] of Object.entries(one)) {
     const plain = ["x", "y", "area", "left", "top", "width", "height", "diameter", "elongation", "kind", "border"];
     if (!plain.includes(name) && Number.isFinite(value)) told.push(`${name} ${Number(value.toPrecision(4))}`);
