@@ -437,7 +437,7 @@ def _chart() -> dict[str, Any]:
     return {
         "animation": False, "backgroundColor": "transparent", "color": ["#E69F00", "#56B4E9"],
         "textStyle": {"color": "#c8d0d8"}, "grid": {"left": 58, "right": 16, "top": 26, "bottom": 40},
-        "legend": {"show": False, "textStyle": {"color": "#c8d0d8"}},
+        "legend": {"show": False, "top": 0, "textStyle": {"color": "#c8d0d8"}},
         "xAxis": _axis("time (s)"), "yAxis": {**_axis("skyrmions"), "nameGap": 42},
         "series": [{**line, "name": "rising"}, {**line, "name": "falling", "type": "scatter"}],
     }  # fmt: skip
