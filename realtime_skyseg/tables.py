@@ -334,10 +334,10 @@ def diffusion_of(run: Run) -> tuple[float, float, str]:
 
 
 def frame_time_s(run: Run) -> float:
-    """Median time between two frames that were analysed; NaN where it is not known."""
-    table = run.table
-    times = table["time_s"][np.isfinite(table["count"]) & np.isfinite(table["time_s"])]
-    return float(np.median(np.diff(times))) if len(times) > 1 else math.nan
+    """Median time between two frames that follow each other, skipped ones counted in; NaN where it is not known."""
+    times = run.table["time_s"]
+    known = np.flatnonzero(np.isfinite(times))
+    return float(np.median(np.diff(times[known]) / np.diff(known))) if len(known) > 1 else math.nan
 
 
 def _table(columns: Mapping[str, tuple[Quantity, NDArray[Any]]], size_um: float | None) -> Table:

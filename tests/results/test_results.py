@@ -24,7 +24,7 @@ from realtime_skyseg.exports import mask_picture, write_video
 from realtime_skyseg.plots.quantities import VIEWS, draw
 from realtime_skyseg.quantities import unit_name
 from realtime_skyseg.records import Class, Kind
-from realtime_skyseg.tables import frame_table, object_table, track_table
+from realtime_skyseg.tables import frame_table, frame_time_s, object_table, track_table
 from realtime_skyseg.training.labelled import read_label
 
 FRAMES, SIZE_UM = 16, 0.2
@@ -70,6 +70,7 @@ def test_frames_objects_and_tracks_as_csv(path: str, tmp_path: Path) -> None:
     tracks = csv_of(path, "--tracks", out=tmp_path / "c.csv")
     with sky.open_run(path) as run:
         table, stored = run.table, run.objects()
+        assert frame_time_s(run) == pytest.approx(1 / 16)
     assert len(frames) == FRAMES
     assert not [name for name in frames if name.endswith(("_ns", "crc32"))]
     np.testing.assert_array_equal(frames["count"], table["count"])
