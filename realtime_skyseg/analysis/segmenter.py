@@ -86,7 +86,7 @@ class Segmenter:
         engine: EngineChoice = "auto",
         threads: int | None = None,
         min_area_px: int = 10,
-        stripe_slenderness: float = 3.0,
+        stripe_slenderness: float = 2.7,
         polarity: Polarity = "auto",
     ) -> Self:
         """Load a shipped model by name, or any model by path.

@@ -239,8 +239,9 @@ class MeasureSettings(Section):
 
     min_area_px: Annotated[int, Field(ge=1)] = 10
     """Smaller objects are ignored."""
-    stripe_slenderness: Annotated[float, Field(gt=1)] = 3.0
-    """An object of at least this many times the area of the largest disc inside it is a stripe, not a skyrmion."""
+    stripe_slenderness: Annotated[float, Field(gt=1)] = 2.7
+    """An object of at least this many times the area of the largest disc inside it is a stripe, not a skyrmion. In a
+    mask 2.7 is what 3 is in a label or on the sample: optics and network round long things off (decision 46)."""
     polarity: Polarity = "auto"
     """Skyrmions are darker or brighter than the film, all alike: what is found of the other kind is taken out of the
     mask. `both` keeps all. `auto`: of a network that takes both the larger part is kept; for one that knows dark ones
