@@ -181,6 +181,8 @@ def draw_structure_factor(axis: Axes, run: Run, frame: int, frames: list[int]) -
     spacing = spacing_of_lattice(_points(run, frame), shape)
     waves = int(min(60, max(8, 2.5 * max(shape) / max(spacing, 1))))
     found = [structure_factor(_points(run, index), shape, waves) for index in frames]
+    if not found:
+        raise RunFileUnusableError(f"run file '{run.path}' has no frame with skyrmions")
     qx, qy = found[0][0] / factor, found[0][1] / factor
     shown = axis.imshow(
         np.log10(np.maximum(np.mean([s for _, _, s in found], 0), 1e-2)), extent=(qx[0], qx[-1], qy[-1], qy[0]),
@@ -195,7 +197,7 @@ def draw_tracks(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
 
     Where they are too short to be seen, they are drawn larger, around where each is in the mean.
     """
-    objects, points, _ = _tracks(run)
+    objects, points, _, _ = _tracks(run)
     first = int(objects["frame"].min())
     image = StoredImages(run)(first)
     draw_grey(axis, image, alpha=0.35)
@@ -225,17 +227,17 @@ def draw_tracks(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
 
 def draw_displacement(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Mean squared displacement over the lag, and what the diffusion constant gives."""
-    objects, points, time_s = _tracks(run)
+    objects, points, time, per = _tracks(run)
     factor, unit = _lengths(run)
     longest = int(max(2, min(_LAGS, (objects["frame"].max() - objects["frame"].min()) // 2)))
     msd, error, _ = mean_squared_displacement(objects["track"], objects["frame"], points, longest)
     found = diffusion(objects["track"], objects["frame"], points)
-    lags = np.arange(1, longest + 1) * time_s
+    lags = np.arange(1, longest + 1) * time
     axis.errorbar(lags, msd * factor**2, error * factor**2, fmt="o", markersize=4, color="tab:blue", capsize=2)
-    constant, spread = (value * factor**2 / time_s for value in (found.constant, found.error))
+    constant, spread = (value * factor**2 / time for value in (found.constant, found.error))
     walk = 4 * constant * lags + 4 * (0.0 if np.isnan(found.noise) else found.noise * factor) ** 2
-    axis.plot(lags, walk, color="tab:red", label=f"D = {constant:.3g} ± {spread:.1g} {unit}²/s")
-    axis.set(xlabel="lag (s)", ylabel=f"mean squared displacement ({unit}²)", xscale="log")
+    axis.plot(lags, walk, color="tab:red", label=f"D = {constant:.3g} ± {spread:.1g} {unit}²/{per}")
+    axis.set(xlabel=f"lag ({per})", ylabel=f"mean squared displacement ({unit}²)", xscale="log")
     if (msd[np.isfinite(msd)] > 0).all():
         axis.set_yscale("log")
     axis.legend()
@@ -243,7 +245,7 @@ def draw_displacement(axis: Axes, run: Run, frame: int, frames: list[int]) -> No
 
 def draw_van_hove(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """How far skyrmions go along an axis in one and in five frames, with what free diffusion would give."""
-    objects, points, time_s = _tracks(run)
+    objects, points, time, per = _tracks(run)
     factor, unit = _lengths(run)
     for lag, colour, marker in ((1, "tab:blue", "o"), (5, "tab:red", "s")):
         _, steps = displacements(objects["track"], objects["frame"], points, lag)
@@ -251,7 +253,7 @@ def draw_van_hove(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
         if np.isnan(beyond):
             continue
         width = float(np.sqrt((steps**2).mean())) * factor
-        axis.plot(place, density, marker, color=colour, markersize=4, label=f"{lag * time_s:.3g} s, α = {beyond:.2f}")
+        axis.plot(place, density, marker, color=colour, markersize=4, label=f"{lag * time:.3g} {per}, α = {beyond:.2f}")
         axis.plot(place, np.exp(-(place**2) / 2 / width**2) / width / np.sqrt(2 * np.pi), color=colour, linewidth=1)
     axis.set(xlabel=f"displacement along an axis ({unit})", ylabel=f"density (1/{unit})", yscale="log")
     axis.set_ylim(bottom=1e-4 * axis.get_ylim()[1])
@@ -265,18 +267,19 @@ def draw_pins(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
 
 def draw_dwell(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """How long skyrmions stay in a place before they go on."""
-    time_s = _tracks(run)[2]
-    _draw_stay(axis, run, frame, "mean stay (s)", lambda found: found.dwell_frames * time_s)
+    _, _, time, per = _tracks(run)
+    _draw_stay(axis, run, frame, f"mean stay ({per})", lambda found: found.dwell_frames * time)
 
 
 def draw_mobility(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """How fast skyrmions diffuse away from a place."""
-    (factor, unit), time_s = _lengths(run), _tracks(run)[2]
-    _draw_stay(axis, run, frame, f"local diffusion ({unit}²/s)", lambda found: found.diffusion * factor**2 / time_s)
+    factor, unit = _lengths(run)
+    _, _, time, per = _tracks(run)
+    _draw_stay(axis, run, frame, f"local diffusion ({unit}²/{per})", lambda found: found.diffusion * factor**2 / time)
 
 
 def _draw_stay(axis: Axes, run: Run, frame: int, label: str, values: Callable[[StayMap], NDArray[np.float64]]) -> None:
-    objects, _, _ = _tracks(run)
+    objects, _, _, _ = _tracks(run)
     height, width = _shape(run)
     cell = max(2.0, 0.15 * spacing_of_lattice(_points(run, frame), (height, width)))
     shown = values(stay_map(objects["track"], objects["frame"], points_of(objects), (height, width), cell))
@@ -388,14 +391,17 @@ def _of_objects(run: Run, name: str, frames: list[int]) -> tuple[Quantity, NDArr
     return declared[name], objects[np.isin(objects["frame"], frames)], len(frames)
 
 
-def _tracks(run: Run) -> tuple[NDArray[np.void], NDArray[np.float64], float]:
-    """Objects with tracks, their positions without the drift, and the time between two frames."""
+def _tracks(run: Run) -> tuple[NDArray[np.void], NDArray[np.float64], float, str]:
+    """Objects with tracks, their positions without the drift, the time between two frames, and its unit: the frame
+    itself, where no times are known.
+    """
     objects, _ = tracked_objects(run)
     objects = objects[objects["track"] >= 0]
     if not len(objects):
         raise RunFileUnusableError(f"run file '{run.path}' has no skyrmions to follow")
     time_s = frame_time_s(run)
-    return objects, without_drift(objects), time_s if np.isfinite(time_s) and time_s > 0 else 1.0
+    time, unit = (time_s, "s") if time_s > 0 else (1.0, "frame")
+    return objects, without_drift(objects), time, unit
 
 
 def _scaled(quantity: Quantity, values: NDArray[np.float64], size_um: float | None) -> tuple[NDArray[np.float64], str]:

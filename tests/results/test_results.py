@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -272,6 +273,28 @@ def test_a_batch_of_images_with_its_pictures_and_tables(tmp_path: Path, capsys: 
         assert set(pd.read_csv(io.BytesIO(archive.read("objects.csv")))["name"]) == set(frames["name"])
 
 
+def test_a_film_without_times_has_units_per_frame(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    y, x = np.mgrid[:160, :200]
+    random = np.random.default_rng(0)
+    places = np.array([(30 + 45 * k, 30 + 50 * j) for k in range(4) for j in range(3)], float)
+    for k in range(6):
+        image = random.normal(130, 6, (160, 200))
+        for u, v in places:
+            image[np.hypot(x - u, y - v) < 9] -= 60
+        places += random.normal(0, 0.7, places.shape)
+        cv2.imwrite(str(folder / f"{k}.png"), image.clip(0, 255).astype(np.uint8))
+    assert main(["analyse", str(folder), "--out", str(tmp_path / "out")]) == 0
+    with sky.open_run(tmp_path / "out" / "images.h5") as run:
+        assert run.diffusion()[2] == "px^2/frame"
+        assert np.isnan(track_table(run)["diffusion_px2_per_s"]).all()
+        axis = Figure().subplots()
+        draw(axis, run, "msd")
+        assert axis.get_xlabel() == "lag (frame)"
+        assert "px²/frame" in axis.get_legend().get_texts()[0].get_text()
+
+
 def test_a_run_without_skyrmions(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -280,12 +303,13 @@ def test_a_run_without_skyrmions(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f"{k}.png"), image)
     assert main(["analyse", str(folder), "--out", str(tmp_path / "out")]) == 0
     with sky.open_run(tmp_path / "out" / "images.h5") as run:
+        assert math.isnan(frame_time_s(run))
         assert len(track_table(run)) == 0
         assert len(object_table(run, analysers={"shapes": {}, "lattice": {}, "skeletons": {}, "selection": {}})) == 0
         assert np.isnan(run.diffusion()[0])
         for what in ("frame", "counts", "cells"):
             draw(Figure().subplots(), run, what)
-        for what in ("tracks", "gr", "msd", "pins"):
+        for what in ("tracks", "gr", "sq", "msd", "pins"):
             with pytest.raises(RunFileUnusableError, match="skyrmions"):
                 draw(Figure().subplots(), run, what)
 
