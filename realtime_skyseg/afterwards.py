@@ -1,7 +1,7 @@
 """More quantities of a run that is over: analysers on its stored frames and masks, without segmenting again."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,33 @@ from realtime_skyseg.analysers.api import NETWORK_OUTPUTS
 from realtime_skyseg.analysers.running import with_columns
 from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import Config, validate
-from realtime_skyseg.errors import RunFileUnusableError
+from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.quantities import Columns
 from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE, OBJECT_QUANTITIES, Image, Objects, Skipped
+from realtime_skyseg.segmentation import load_model, shipped_models
 from realtime_skyseg.storage import Run
 
 #: Called with how many frames are done, and of how many.
 Progress = Callable[[int, int | None], None]
+
+
+def analysed_frames(run: Run, frames: Sequence[int] | None = None) -> list[int]:
+    """Indices of the frames that were analysed: all, or those that are told.
+
+    Raises:
+        RunFileUnusableError: no frame of the run was analysed.
+        SettingsError: a frame that is told was not.
+    """
+    table = run.table
+    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1)).tolist()
+    if not analysed:
+        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame")
+    if missing := sorted(set(frames or ()) - set(analysed)):
+        raise SettingsError(
+            f"--frame: {missing[0]} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
+        )
+    return analysed if frames is None else sorted(set(frames))
 
 
 class StoredImages:
@@ -83,15 +102,13 @@ def measure_again(
     config = validate({"camera": {"driver": "replay", "path": "bundled"}, "analysers": dict(analysers)})
     running = [one for one in config.open_analysers(math.inf) if one.pace == "every_frame"]
     table = run.table
-    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1))
-    if not len(analysed):
-        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame")
-    images, outputs = StoredImages(run), _outputs(run, running, config)
+    analysed = analysed_frames(run)
+    images, outputs = StoredImages(run), _outputs(run, running)
     columns = [quantity for one in running for quantity in one.of("object")]
     of_frame = [quantity for one in running for quantity in one.of("frame")]
     frames = np.empty(len(analysed), [("frame", "i8"), *((one.name, one.dtype) for one in of_frame)])
     objects = []
-    for row, index in enumerate(analysed.tolist()):
+    for row, index in enumerate(analysed):
         frames[row] = (index, *(one.fill for one in of_frame))
         stored = run.objects(index)
         view = View(
@@ -132,18 +149,27 @@ def _with_frame(objects: Objects, frame: int) -> Objects:
     return rows
 
 
-def _outputs(
-    run: Run, running: list[RunningAnalyser], config: Config
-) -> Callable[[bool, str, Image], NDArray[np.float32]] | None:
+def segmenter_of(config: Config, sha256: str) -> Segmenter:
+    """With the model of the settings; or, if that is another one by now, with the shipped one of these weights."""
+    segmenter = Segmenter.of(config.analysis, config.measure)
+    if segmenter.model.sha256 == sha256 or config.analysis.model not in shipped_models():
+        return segmenter
+    for name in shipped_models():
+        if load_model(name).sha256 == sha256:
+            return Segmenter.of(config.analysis.model_copy(update={"model": name}), config.measure)
+    return segmenter
+
+
+def _outputs(run: Run, running: list[RunningAnalyser]) -> Callable[[bool, str, Image], NDArray[np.float32]] | None:
     """Of the run's own network, if an analyser needs it."""
     if not any(set(NETWORK_OUTPUTS) & one.analyser.needs for one in running):
         return None
-    model = str(run.config.get("analysis", {}).get("model", config.analysis.model))
-    segmenter = Segmenter.load(model)
+    tree = {"camera": {"driver": "replay", "path": "bundled"}, "analysis": run.config.get("analysis", {})}
     told = run.provenance["weights_sha256"]
+    segmenter = segmenter_of(validate(tree), told)
     if segmenter.model.sha256 != told:
         raise RunFileUnusableError(
-            f"run file '{run.path}' was analysed with other weights ({told[:16]}...) than '{model}' has now; allowed: "
-            "analysers that do not need the network"
+            f"run file '{run.path}' was analysed with other weights ({told[:16]}...) than '{segmenter.model.name}' has "
+            "now; allowed: analysers that do not need the network"
         )
     return segmenter.network_outputs()

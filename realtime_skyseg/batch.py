@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from realtime_skyseg.afterwards import segmenter_of
 from realtime_skyseg.analysis import FramePath, Segmenter
 from realtime_skyseg.config import Config, validate
 from realtime_skyseg.errors import ModelError, RunFileError, RunFileUnusableError, SettingsError
@@ -17,7 +18,6 @@ from realtime_skyseg.pipeline import Pipeline
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.recordings import kind_of
 from realtime_skyseg.records import Event, Frame, Result, Skipped
-from realtime_skyseg.segmentation import load_model, shipped_models
 from realtime_skyseg.service import Service
 from realtime_skyseg.storage import Run, RunFiller, crc32, open_run
 
@@ -141,7 +141,7 @@ def _fill(
             )
     config = _settings_of(run, overrides)
     told = run.provenance["weights_sha256"]
-    segmenter = _segmenter_of(config, told)
+    segmenter = segmenter_of(config, told)
     if segmenter.model.sha256 != told:
         raise ModelError(
             f"analysis.model: '{config.analysis.model}' has the SHA-256 {segmenter.model.sha256[:16]}..., but the run "
@@ -170,17 +170,6 @@ def _fill(
     finally:
         filler.abandon()
     return summary | {"exit_status": 0, "run_file": str(target), "run_files": [str(target)], "filled": message}
-
-
-def _segmenter_of(config: Config, sha256: str) -> Segmenter:
-    """With the model of the settings; or, if that is another one by now, with the shipped one of these weights."""
-    segmenter = Segmenter.of(config.analysis, config.measure)
-    if segmenter.model.sha256 == sha256 or config.analysis.model not in shipped_models():
-        return segmenter
-    for name in shipped_models():
-        if load_model(name).sha256 == sha256:
-            return Segmenter.of(config.analysis.model_copy(update={"model": name}), config.measure)
-    return segmenter
 
 
 def _settings_of(run: Run, overrides: Sequence[str]) -> Config:

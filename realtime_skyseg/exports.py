@@ -14,10 +14,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from realtime_skyseg.afterwards import Progress, StoredImages
+from realtime_skyseg.afterwards import Progress, StoredImages, analysed_frames
 from realtime_skyseg.analysers.objects import label_image
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.plots.pictures import analysed_frames, overlay, round_length
+from realtime_skyseg.plots.pictures import overlay, round_length
 from realtime_skyseg.plots.quantities import view_figure
 from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.storage import Run

@@ -1,6 +1,5 @@
 """What the page knows of a run: a client of its stream, in a thread of its own, and the newest frame with its mask."""
 
-import logging
 import math
 import threading
 import time
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.errors import StreamError
 from realtime_skyseg.quantities import Quantity
+from realtime_skyseg.records import FRAME_QUANTITIES
 from realtime_skyseg.streaming import (
     EventMessage,
     HeaderMessage,
@@ -25,8 +25,6 @@ from realtime_skyseg.streaming import (
     Subscriber,
 )
 from realtime_skyseg.streaming.messages import CountsMessage, PreviewMessage
-
-log = logging.getLogger(__name__)
 
 #: Masks that may wait for the preview of their frame, which comes after them.
 _WAITING = 16
@@ -41,7 +39,7 @@ _MOST_EVENTS = 500
 SILENT_S = 2.5
 
 #: Of every frame, besides what analysers find.
-_ALWAYS = ("count", "stripes", "area_fraction", "field_mT")
+_ALWAYS = (*FRAME_QUANTITIES, "field_mT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +129,7 @@ class Feed:
     @property
     def quantities(self) -> dict[str, Quantity]:
         """What there is to be plotted, by name."""
-        found = {
-            "count": Quantity("count", "f8", math.nan, "", "skyrmions", "frame"),
-            "stripes": Quantity("stripes", "f8", math.nan, "", "stripes", "frame"),
-            "area_fraction": Quantity("area_fraction", "f8", math.nan, "", "share of the sample", "frame"),
-        }
+        found = dict(FRAME_QUANTITIES)
         for one in self.header.quantities if self.header else ():
             if one.get("of") == "frame":
                 name = one.get("name", "")

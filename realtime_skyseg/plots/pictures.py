@@ -1,7 +1,6 @@
 """Frames with the outlines of what was found in them, scale bars, and writing pictures."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,8 +10,9 @@ from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
-from realtime_skyseg.errors import RunFileUnusableError, SettingsError
-from realtime_skyseg.records import Class, Image, Mask, Skipped
+from realtime_skyseg.afterwards import analysed_frames
+from realtime_skyseg.errors import SettingsError
+from realtime_skyseg.records import Class, Image, Mask
 from realtime_skyseg.storage import Run
 
 #: Red, green, blue of each class's outline.
@@ -34,24 +34,6 @@ def overlay(image: Image, mask: Mask) -> NDArray[np.uint8]:
         outlines, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, colour, 1)
     return np.asarray(picture, np.uint8)
-
-
-def analysed_frames(run: Run, frames: Sequence[int] | None = None) -> list[int]:
-    """Indices of the frames that were analysed: all, or those that are told.
-
-    Raises:
-        RunFileUnusableError: no frame of the run was analysed.
-        SettingsError: a frame that is told was not.
-    """
-    table = run.table
-    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1)).tolist()
-    if not analysed:
-        raise RunFileUnusableError(f"run file '{run.path}' has no analysed frame")
-    if missing := sorted(set(frames or ()) - set(analysed)):
-        raise SettingsError(
-            f"--frame: {missing[0]} was not analysed; allowed: a frame from {analysed[0]} to {analysed[-1]} that was"
-        )
-    return analysed if frames is None else sorted(set(frames))
 
 
 def busiest_frame(run: Run, frame: int | None = None) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from realtime_skyseg.afterwards import analysed_frames
 from realtime_skyseg.config import Config
 from realtime_skyseg.errors import RunFileUnusableError
 from realtime_skyseg.experiment import report
 from realtime_skyseg.plots.pictures import busiest_frame, draw_frame, save
 from realtime_skyseg.programme import estimate, expand
-from realtime_skyseg.records import Skipped
 from realtime_skyseg.storage import Run
 
 
@@ -27,7 +27,7 @@ def plot_run(run: Run, path: Path, frame: int | None = None) -> None:
         SettingsError: the picture cannot be written, or the frame is not there.
     """
     table = run.table
-    analysed = np.flatnonzero((table["skipped"] == Skipped.NOT_SKIPPED) & (table["written"] == 1))
+    analysed = analysed_frames(run)
     shown = busiest_frame(run, frame)
     # One panel more for each quantity of an analyser.
     found = [quantity for name, quantity in run.quantities.items() if np.isfinite(table[name][analysed]).any()]
