@@ -96,7 +96,7 @@ def measure_again(
         columns of `OBJECT_DTYPE` and the quantities of objects; and all of these quantities by name.
 
     Raises:
-        SettingsError: an analyser or its settings are not known.
+        SettingsError: an analyser or its settings are not known, or it fails.
         RunFileUnusableError: no frame was analysed.
     """
     config = validate({"camera": {"driver": "replay", "path": "bundled"}, "analysers": dict(analysers)})
@@ -119,6 +119,8 @@ def measure_again(
         if np.isfinite(view.values["count"]):  # else it shows nothing
             for one in running:
                 found = one(view)
+                if one.failed:  # live that is an event; here nobody would hear of it
+                    raise SettingsError(found.events[0][1])
                 view.values.update(found.values)
                 view.objects = with_columns(view.objects, found.columns, one.of("object"))
             for quantity in of_frame:

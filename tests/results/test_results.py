@@ -19,6 +19,7 @@ from PIL import Image
 
 import realtime_skyseg as sky
 from realtime_skyseg.afterwards import StoredImages
+from realtime_skyseg.analysers.shapes import ShapeAnalyser
 from realtime_skyseg.cli import main
 from realtime_skyseg.errors import RunFileUnusableError, SettingsError
 from realtime_skyseg.exports import mask_picture, write_video
@@ -122,6 +123,15 @@ def test_analysers_are_asked_afterwards(path: str, plain: str, tmp_path: Path) -
         live = frame_table(run)
         for name in ("linked", "merges", "common_step_x_px"):
             np.testing.assert_allclose(frame_table(run, analysers={"tracks": {}})[name], live[name])
+
+
+def test_an_analyser_that_fails_afterwards_is_no_table_of_gaps(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr(ShapeAnalyser, "__call__", fail)
+    with sky.open_run(path) as run, pytest.raises(SettingsError, match="analyser 'shapes' failed at frame 0: Zero"):
+        run.tables.measure(shapes={})
 
 
 def test_filters_afterwards(path: str, tmp_path: Path) -> None:
