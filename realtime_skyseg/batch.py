@@ -179,7 +179,7 @@ def _settings_of(run: Run, overrides: Sequence[str]) -> Config:
     }
     tree["camera"] = {"driver": "replay", "path": "bundled"}
     # Of runs whose version had not these settings yet.
-    before = dict.fromkeys(("captions", "large_domains", "close_gaps"), False)
+    before = dict.fromkeys(("captions", "rings", "specks", "large_domains", "close_gaps"), False)
     tree["analysis"] = {**before, **tree.get("analysis", {}), "engine": run.provenance["engine"]}
     return validate(tree, overrides)
 

@@ -115,6 +115,7 @@ class Segmentation:
     polarity: int = 0  # -1: its skyrmions are dark, 1: bright; 0: the network takes both
     guessed: bool = False  # the polarity, from too little to be held for the frames to come
     drawn: bool = False  # a caption or a scale bar was found in the image: class OUTSIDE there
+    ringed: bool = False  # interference rings were taken out of the image before the network saw it
 
     @classmethod
     def of_nothing(cls, shape: tuple[int, int]) -> "Segmentation":

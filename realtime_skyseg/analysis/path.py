@@ -45,7 +45,7 @@ class FramePath:
         self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
         self._first_ns: int | None = None
         self.polarity = 0
-        self._drawn = False  # a caption, in the frame before
+        self._seen = {"caption": False, "rings": False}  # in the frame before
         self.backgrounds: Sequence[Background] = ()
         self.events: list[tuple[str, str]] = []
         self.view: View | None = None
@@ -84,10 +84,10 @@ class FramePath:
         if not wanted:
             return None
         found = self.segmenter.of_something(image, mark, self.polarity)
-        if live and found.drawn != self._drawn:
-            self._drawn = found.drawn
-            text = "a caption or scale bar is left out" if found.drawn else "there is no caption any more"
-            self.events.append(("caption", f"since frame {frame.index} {text}"))
+        for kind, seen in (("caption", found.drawn), ("rings", found.ringed)) if live else ():
+            if seen != self._seen[kind]:
+                self._seen[kind] = seen
+                self.events.append((kind, f"since frame {frame.index} {_SEEN[kind][not seen]}"))
         inverted = found.polarity > 0
         if live and not found.guessed and found.polarity != self.polarity:
             if inverted or self.polarity:  # that they are dark is nothing to tell, unless it was otherwise before
@@ -119,5 +119,11 @@ class FramePath:
             self.events += one.events
         found.objects = self.view.objects
 
+
+#: Of what is left out: the event that it is there, and that it is gone.
+_SEEN = {
+    "caption": ("a caption or scale bar is left out", "there is no caption any more"),
+    "rings": ("interference rings are taken out", "there are no interference rings any more"),
+}
 
 _NOTHING = Segmentation.of_nothing((0, 0))

@@ -19,9 +19,11 @@ from realtime_skyseg.analysis.large_domains import (
     smaller_image,
 )
 from realtime_skyseg.analysis.outside import keep_bordered
+from realtime_skyseg.analysis.specks import mark_specks
 from realtime_skyseg.config import AnalysisSettings, EngineChoice, MeasureSettings
 from realtime_skyseg.errors import FrameError
 from realtime_skyseg.preparation.caption import Drawn, find_drawn
+from realtime_skyseg.preparation.rings import without_rings
 from realtime_skyseg.records import Class, Image, Mask, Polarity, Segmentation
 from realtime_skyseg.segmentation import Engine, Model, load_model, open_engine
 from realtime_skyseg.segmentation.noise import looks_like_noise
@@ -156,8 +158,9 @@ class Segmenter:
         self._drawn = find_drawn(image) if self._settings.captions else None
         if self._drawn:
             image = self._drawn.without(image)
-        found = self._decide(image, mark, polarity)
-        found.drawn = self._drawn is not None
+        clean = without_rings(image) if self._settings.rings else None
+        found = self._decide(image if clean is None else clean, mark, polarity)
+        found.drawn, found.ringed = self._drawn is not None, clean is not None
         return found
 
     def _decide(self, image: Image, mark: Callable[[str], None], polarity: int) -> Segmentation:
@@ -248,6 +251,8 @@ class Segmenter:
         self._large_domains = add_large_domains(mask, *small, self._shown()) if small else 0
         if self._drawn:
             self._drawn.put(mask, Class.OUTSIDE)
+        if self._dark_only and self._settings.specks:
+            mark_specks(mask, self._shown())
 
     def _measure(self, mask: Mask) -> Segmentation:
         """The objects of the mask of what was prepared, after taking those of the other polarity out.

@@ -179,12 +179,17 @@ class AnalysisSettings(Section):
     captions: bool = True
     """Caption bars along a side and scale bars that a program drew into the image are found and left out: class outside
     there, and the network is shown film. False: images are taken as they are."""
+    rings: bool = True
+    """Interference rings of the light are taken out of the image that the network is shown."""
     large_domains: bool = True
     """Domains beyond some 80 px, which the network does not see whole, are sought in the image made four times smaller,
     where neighbouring parts of it are so alike that there may be some."""
     close_gaps: bool = True
     """Gaps of up to 6 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
     has broken is one stripe."""
+    specks: bool = True
+    """In a film with no more than four objects, small dark ones that are as bright on their other side, as drift leaves
+    specks of dirt, and what the border cuts down to 3 px are defects: a saturated film stays empty."""
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 16
     """Policy `every`: frames that may wait for analysis. Then a recording waits, a live camera's frame is skipped."""
 

@@ -8,6 +8,7 @@ from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.analysis.broken import close_gaps
 from realtime_skyseg.analysis.large_domains import may_show_large_domains
 from realtime_skyseg.analysis.outside import keep_bordered
+from realtime_skyseg.analysis.specks import mark_specks
 from realtime_skyseg.config import AnalysisSettings
 from realtime_skyseg.records import Class
 from realtime_skyseg.segmentation import scale
@@ -112,3 +113,38 @@ def test_outside_without_an_edge_or_skyrmions_along_it_is_film() -> None:
     everywhere = np.full((32, 32), Class.OUTSIDE, np.uint8)
     keep_bordered(everywhere)
     assert (everywhere == Class.OUTSIDE).all()
+
+
+def speck(y: float, x: float, bright_side: float) -> np.ndarray:
+    """A dark spot of 5 px with a bright one beside it, as drift leaves a speck of dirt."""
+    spot = cv2.GaussianBlur(disc(y, x, 6).astype(np.float32), (0, 0), 1)
+    return bright_side * np.roll(spot, 5, axis=1) - spot
+
+
+@pytest.mark.parametrize(
+    ("places", "bright_side", "expected"),
+    [
+        ([(100, 100)], 1.0, Class.DEFECT),
+        ([(100, 100)], 0.0, Class.SKYRMION),
+        ([(0, 300)], 0.0, Class.DEFECT),  # cut down to 3 px
+        ([(6, 300)], 0.0, Class.SKYRMION),
+        ([(60 * i, 60 * i) for i in range(1, 7)], 1.0, Class.SKYRMION),  # among many it cannot be told
+    ],
+)
+def test_a_speck_of_dirt_is_no_skyrmion_where_there_are_few(
+    places: list[tuple[int, int]], bright_side: float, expected: Class
+) -> None:
+    shown = (0.05 * noise() + sum(speck(y, x, bright_side) for y, x in places)).astype(np.float32)
+    mask = np.full(SHAPE, Class.BACKGROUND, np.uint8)
+    for y, x in places:
+        mask[disc(y, x, 6)] = Class.SKYRMION
+    mark_specks(mask, shown)
+    assert [mask[place] for place in places] == [expected] * len(places)
+
+
+def test_a_large_domain_beside_a_speck_is_left_as_it_is() -> None:
+    shown = (0.05 * noise() + speck(100, 100, 1) - disc(240, 320, 30)).astype(np.float32)
+    mask = np.full(SHAPE, Class.BACKGROUND, np.uint8)
+    mask[disc(100, 100, 6) | disc(240, 320, 30)] = Class.SKYRMION
+    mark_specks(mask, shown)
+    assert (mask[100, 100], mask[240, 320]) == (Class.DEFECT, Class.SKYRMION)
