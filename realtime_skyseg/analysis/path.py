@@ -11,7 +11,7 @@ from realtime_skyseg.analysers.running import Found, with_columns
 from realtime_skyseg.analysis.segmenter import Segmenter
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.quantities import Quantity
-from realtime_skyseg.records import FRAME_QUANTITIES, Background, Frame, Result, Segmentation
+from realtime_skyseg.records import FRAME_QUANTITIES, Background, Frame, Image, Result, Segmentation
 from realtime_skyseg.segmentation.scaling import shows_nothing
 
 
@@ -49,6 +49,7 @@ class FramePath:
         self.backgrounds: Sequence[Background] = ()
         self.events: list[tuple[str, str]] = []
         self.view: View | None = None
+        self._prepared: Image | None = None
         wanted = any(set(NETWORK_OUTPUTS) & analyser.analyser.needs for analyser in analysers)
         self._outputs = segmenter.network_outputs() if wanted else None
         for analyser in analysers:
@@ -70,7 +71,7 @@ class FramePath:
             mark: called at the end of each stage, as `Segmenter` calls it; after the analysers with "analyse".
         """
         result = Result(frame, _NOTHING)
-        self.backgrounds, self.events, self.view = (), [], None
+        self.backgrounds, self.events, self.view, self._prepared = (), [], None, None
         image = frame.image
         if shows_nothing(image):
             result.segmentation = Segmentation.of_nothing(image.shape)
@@ -81,6 +82,7 @@ class FramePath:
             ready = self.preparation(image, frame.index, keep=live)
             self.backgrounds, self.events = ready.backgrounds, list(ready.events)
             image, result.drift_px, result.drift_quality = ready.image, ready.drift_px, ready.drift_quality
+            self._prepared = image
         if not wanted:
             return None
         found = self.segmenter.of_something(image, mark, self.polarity)
@@ -100,6 +102,12 @@ class FramePath:
             self._analyse(result, self.preparation.place_image(image) if self.preparation else image, inverted)
             mark("analyse")
         return result
+
+    def prepared(self) -> Image | None:
+        """The image of the last frame that was segmented, (height, width) of the frame; None: the frame itself was."""
+        if self.preparation is None or self._prepared is None:
+            return None
+        return self.preparation.place_image(self._prepared)
 
     def _analyse(self, result: Result, image: np.ndarray, inverted: bool) -> None:
         """Ask the analysers."""

@@ -185,7 +185,7 @@ class AnalysisSettings(Section):
     """Domains beyond some 80 px, which the network does not see whole, are sought in the image made four times smaller,
     where neighbouring parts of it are so alike that there may be some."""
     close_gaps: bool = True
-    """Gaps of up to 6 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
+    """Gaps of up to 10 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
     has broken is one stripe."""
     specks: bool = True
     """In a film with no more than four objects, small dark ones that are as bright on their other side, as drift leaves

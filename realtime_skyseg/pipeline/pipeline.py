@@ -420,7 +420,7 @@ class Pipeline:
             if result.segmentation.count is not None:
                 self._tell_listeners(result)
             if self._publisher:
-                self._publisher.preview(frame)
+                self._publisher.preview(frame, self._path.prepared)
             self._notice_frozen(result.source_crc32, frame.index)
         self._notice_frozen(None, self.counters.received)
         self._serve_stream()

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,9 +95,10 @@ class ImageMessage(_Base):
 
 
 class PreviewMessage(_Base):
-    """A raw frame for viewers, smaller and in 8 bits. Sent only while somebody subscribes to `preview_topic`."""
+    """A frame for viewers, smaller and in 8 bits. Sent only while somebody subscribes to `preview_topic`."""
 
     htype: Literal["preview"] = "preview"
+    of: Literal["raw", "prepared"] = "raw"  # prepared: the difference image that was segmented; raw without `prepare`
     rate_hz: Annotated[int, Field(ge=1, le=MAX_PREVIEW_HZ)]  # as asked for: the most
     side_px: Annotated[int, Field(ge=16, le=MAX_PREVIEW_PX)]  # as asked for: of the longer side, the most
     frame: _Count
@@ -228,19 +229,28 @@ def encode_result(result: Result, run: str, msg_number: int) -> tuple[bytes, byt
     return to_json(image, inf_nan_mode="null"), to_json(counts, inf_nan_mode="null")
 
 
-def preview_topic(rate_hz: int, side_px: int) -> bytes:
-    """What to subscribe to for previews of at most this many per second and this longer side. Their JSON begins so."""
-    return f'{{"htype":"preview","rate_hz":{rate_hz},"side_px":{side_px},'.encode()
+class Preview(NamedTuple):
+    """What a viewer asks for."""
+
+    rate_hz: int  # at most
+    side_px: int  # of the longer side, at most
+    prepared: bool = False  # the image that was segmented; else the raw frame
 
 
-def asked_preview(topic: bytes) -> tuple[int, int] | None:
-    """The rate in Hz and the longer side in px that a subscription asks previews for; None: it asks for none."""
-    asked = re.fullmatch(rb'\{"htype":"preview","rate_hz":(\d{1,3}),"side_px":(\d{2,4}),', topic)
+def preview_topic(preview: Preview) -> bytes:
+    """What to subscribe to for such previews. Their JSON begins so."""
+    of = '"of":"prepared",' if preview.prepared else ""
+    return f'{{"htype":"preview",{of}"rate_hz":{preview.rate_hz},"side_px":{preview.side_px},'.encode()
+
+
+def asked_preview(topic: bytes) -> Preview | None:
+    """What previews a subscription asks for; None: for none."""
+    asked = re.fullmatch(rb'\{"htype":"preview",("of":"prepared",)?"rate_hz":(\d{1,3}),"side_px":(\d{2,4}),', topic)
     if asked is None:
         return None
-    rate_hz, side_px = int(asked[1]), int(asked[2])
+    rate_hz, side_px = int(asked[2]), int(asked[3])
     within = 1 <= rate_hz <= MAX_PREVIEW_HZ and 16 <= side_px <= MAX_PREVIEW_PX
-    return (rate_hz, side_px) if within else None
+    return Preview(rate_hz, side_px, asked[1] is not None) if within else None
 
 
 def decode(parts: Sequence[bytes]) -> Message:

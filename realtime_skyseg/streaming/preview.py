@@ -1,4 +1,4 @@
-"""Previews of raw frames for viewers: smaller, and in 8 bits."""
+"""Previews of frames for viewers: smaller, and in 8 bits."""
 
 import cv2
 import numpy as np
@@ -6,15 +6,17 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from realtime_skyseg.records import Frame, Image
+from realtime_skyseg.streaming.messages import Preview
 
 
-def encode_preview(frame: Frame, rate_hz: int, side_px: int, run: str, msg_number: int) -> tuple[bytes, Image]:
-    """The JSON of a preview message, and its pixels."""
-    image, low, high = eight_bits(frame.image, side_px)
+def encode_preview(frame: Frame, shown: Image, asked: Preview, run: str, msg_number: int) -> tuple[bytes, Image]:
+    """The JSON of a preview message of a frame, and its pixels, which show that image of it."""
+    image, low, high = eight_bits(shown, asked.side_px)
     head = {
         "htype": "preview",
-        "rate_hz": rate_hz,
-        "side_px": side_px,
+        **({"of": "prepared"} if asked.prepared else {}),
+        "rate_hz": asked.rate_hz,
+        "side_px": asked.side_px,
         "msg_number": msg_number,
         "run": run,
         "frame": frame.index,

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import zmq
 
 from realtime_skyseg.config import StreamSettings
 from realtime_skyseg.errors import SettingsError
-from realtime_skyseg.records import Event, Frame, LateResult, Result
+from realtime_skyseg.records import Event, Frame, Image, LateResult, Result
 from realtime_skyseg.scheduling import patient_threads
 from realtime_skyseg.streaming.access import Door
 from realtime_skyseg.streaming.messages import (
@@ -20,6 +21,7 @@ from realtime_skyseg.streaming.messages import (
     HeartbeatMessage,
     LateMessage,
     Message,
+    Preview,
     SeriesEndMessage,
     asked_preview,
     encode,
@@ -79,7 +81,7 @@ class Publisher:
         self.lost_messages = 0
         self.notices: deque[tuple[str, str]] = deque(maxlen=100)  # kind and sentence of what happened; for the owner
         self._queue_messages = settings.queue_messages
-        self._previews: dict[tuple[int, int], int] = {}  # (Hz, px) that somebody asks for: when the next is due, in ns
+        self._previews: dict[Preview, int] = {}  # that somebody asks for: when the next is due, in ns
         self._changes = 0  # subscriptions and their ends since the socket was made
         self._next_look_ns = 0
         self._context = zmq.Context()
@@ -139,25 +141,32 @@ class Publisher:
         self._send([image, result.segmentation.mask.data])
         self._send([counts])
 
-    def preview(self, frame: Frame) -> None:
-        """Send the raw frame in 8 bits to the viewers that ask for it, as often as they ask for."""
+    def preview(self, frame: Frame, prepared: Callable[[], Image | None] | None = None) -> None:
+        """Send a frame in 8 bits to the viewers that ask for it, as often as they ask for.
+
+        Args:
+            frame: analysed last.
+            prepared: gives the image of it that was segmented; None: the frame itself was.
+        """
         if not self._previews:
             return
-        for (rate_hz, side_px), due in list(self._previews.items()):
+        for asked, due in list(self._previews.items()):
             now = time.monotonic_ns()
             if now < due:
                 continue
             try:
-                head, image = self._encode_preview(frame, rate_hz, side_px, self._run, self._take_number())
+                ready = prepared() if asked.prepared and prepared else None
+                shown = frame.image if ready is None else ready
+                head, image = self._encode_preview(frame, shown, asked, self._run, self._take_number())
             except Exception:  # what only a viewer wants must not end the analysis
-                log.exception("there is no preview of %d px any more", side_px)
-                del self._previews[rate_hz, side_px]
+                log.exception("there is no preview of %d px any more", asked.side_px)
+                del self._previews[asked]
                 continue
             self._send([head, image.data])
             # In the rhythm that was asked for, though frames come in another one; and less often if it costs too much.
-            period = 1_000_000_000 // rate_hz
+            period = 1_000_000_000 // asked.rate_hz
             took = time.monotonic_ns() - now
-            self._previews[rate_hz, side_px] = max(due + period, now + _PREVIEW_COSTS * took, now + period // 2)
+            self._previews[asked] = max(due + period, now + _PREVIEW_COSTS * took, now + period // 2)
 
     def event(self, event: Event) -> None:
         """Send an event."""

@@ -16,6 +16,7 @@ from realtime_skyseg.streaming.messages import (
     MAX_PREVIEW_PX,
     ImageMessage,
     Message,
+    Preview,
     SeriesEndMessage,
     asked_preview,
     decode,
@@ -41,7 +42,8 @@ class Subscriber:
         queue_messages: messages kept while this client is busy.
         keys: folder of this client's keys, where the service asks for them.
         preview: (Hz, px) asks for `PreviewMessage`s of the raw frames, at most so many per second and of this longer
-            side; None: for none. Others may ask for some, which come here too unless `masks` is False.
+            side; a `Preview` may ask for the images that were segmented; None: for none. What others ask for comes
+            here, too, unless `masks` is False.
 
     Raises:
         StreamError: the address cannot be used, or there are no such previews.
@@ -59,15 +61,11 @@ class Subscriber:
         masks: bool = True,
         queue_messages: int = 256,
         keys: str | Path | None = None,
-        preview: tuple[int, int] | None = None,
+        preview: Preview | tuple[int, int] | None = None,
     ) -> None:
         topics = [b""] if masks else [*_WITHOUT_MASKS]
-        if preview is not None:
-            topics.append(topic := preview_topic(*preview))
-            if asked_preview(topic) is None:
-                raise StreamError(
-                    f"preview is {preview}; allowed: (1 to {MAX_PREVIEW_HZ} Hz, 16 to {MAX_PREVIEW_PX} px)"
-                )
+        self._preview = b"" if preview is None else _topic(Preview(*preview))
+        topics += [self._preview] if self._preview else []
         self.address = address
         self.lost = 0
         self.malformed = 0
@@ -133,6 +131,16 @@ class Subscriber:
             if isinstance(message, ImageMessage):
                 newest = message
 
+    def ask_previews(self, preview: Preview | None) -> None:
+        """Ask for other previews than before; None: for none. Raises `StreamError`: there are no such previews."""
+        topic = b"" if preview is None else _topic(preview)
+        if topic != self._preview:
+            if topic:
+                self._socket.subscribe(topic)
+            if self._preview:
+                self._socket.unsubscribe(self._preview)
+            self._preview = topic
+
     def close(self) -> None:
         """Leave the stream. Safe to call twice."""
         self._socket.close()
@@ -153,3 +161,12 @@ class Subscriber:
             self.lost += max(0, message.msg_number - self._next_number)
         self._next_number = message.msg_number + 1
         self.ended = isinstance(message, SeriesEndMessage)
+
+
+def _topic(preview: Preview) -> bytes:
+    topic = preview_topic(preview)
+    if asked_preview(topic) is None:
+        raise StreamError(
+            f"preview is {tuple(preview[:2])}; allowed: (1 to {MAX_PREVIEW_HZ} Hz, 16 to {MAX_PREVIEW_PX} px)"
+        )
+    return topic

@@ -28,6 +28,7 @@ from realtime_skyseg.streaming import (
     HeaderMessage,
     HeartbeatMessage,
     ImageMessage,
+    Preview,
     PreviewMessage,
     Publisher,
     SeriesEndMessage,
@@ -390,6 +391,33 @@ def test_previews_are_made_for_who_asks_and_no_longer() -> None:
         seen = list(iter(lambda: everything.receive(0.2), None))
         assert everything.lost == 0, "previews are numbered like all messages"
         assert isinstance(seen[-1], EventMessage)
+    publisher.close()
+
+
+def test_a_viewer_changes_what_it_wants_to_see() -> None:
+    """The raw frame, or the image that was segmented; one without preparation is segmented as it is."""
+    publisher = Publisher(settings(), "run-1")
+    prepared = np.full(frame(0).image.shape, 7.5, np.float32)
+    prepared[:, :20] = np.nan  # beyond a crop
+    with Subscriber(publisher.address, masks=False, preview=Preview(60, 32, prepared=True)) as viewer:
+        assert publisher.wait_for_clients(1, 5)
+        publisher.preview(frame(0), lambda: prepared)
+        first = viewer.receive(2)
+        publisher.preview(frame(1), lambda: None)
+        viewer.ask_previews(Preview(60, 16))
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            publisher.serve()
+            publisher.preview(frame(2), lambda: prepared)
+            last = viewer.receive(0.05)
+            if isinstance(last, PreviewMessage) and last.of == "raw":
+                break
+        assert isinstance(first, PreviewMessage)
+        assert isinstance(last, PreviewMessage)
+        assert (first.of, first.high, last.of, last.side_px) == ("prepared", 7.5, "raw", 16)
+        viewer.ask_previews(None)
+        with pytest.raises(StreamError):
+            viewer.ask_previews(Preview(0, 16))
     publisher.close()
 
 
