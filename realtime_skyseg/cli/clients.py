@@ -19,11 +19,12 @@ def watch_command(options: argparse.Namespace) -> int:
 
 def dashboard_command(options: argparse.Namespace) -> int:
     """`skyseg dashboard`."""
-    from realtime_skyseg.config import DEFAULT_ADDRESS, DEFAULT_CONTROL_ADDRESS
+    from realtime_skyseg.config import DEFAULT_ADDRESS
     from realtime_skyseg.dashboard import Feed
 
     try:
-        from realtime_skyseg.dashboard.page import serve
+        from realtime_skyseg.dashboard.hub import Hub, is_free
+        from realtime_skyseg.dashboard.serve import serve
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"skyseg dashboard needs the package '{error.name}', which is not installed: "
@@ -31,14 +32,16 @@ def dashboard_command(options: argparse.Namespace) -> int:
         ) from error
     if not 1 <= options.port <= 65535:
         raise SettingsError(f"--port: {options.port}; allowed: 1 to 65535")
-    control = "" if options.control is None else options.control or DEFAULT_CONTROL_ADDRESS
-    feed = Feed(options.address or DEFAULT_ADDRESS, options.keys)
-    feed.start()
+    address = options.address or ("" if is_free(DEFAULT_ADDRESS) else DEFAULT_ADDRESS)
+    feed = Feed(address, options.keys) if address else None
+    if feed:
+        feed.start()
+    hub = Hub(feed, options.control, options.keys)
     try:
         print(f"http://127.0.0.1:{options.port}", flush=True)
-        serve(feed, control, options.keys, options.port, options.open)
+        serve(hub, options.port, options.runs, options.open)
     finally:
-        feed.close()
+        hub.close()
     return 0
 
 

@@ -72,10 +72,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")
     command.set_defaults(command=watch_command)
 
-    command = commands.add_parser("dashboard", help="a page to look at a running service")
-    command.add_argument("address", nargs="?", help="of the service, tcp://HOST:PORT; default: that of the settings")
-    command.add_argument("--control", nargs="?", const="", metavar="ADDRESS", help="the page may ask for "
-                         "fields, notes and the end of the run; default address: tcp://127.0.0.1:5556")  # fmt: skip
+    command = commands.add_parser("dashboard", help="a page to begin a run, look at it, and at finished ones")
+    command.add_argument("address", nargs="?", help="of a running service, tcp://HOST:PORT; absent: the page begins "
+                         "one, or looks at tcp://127.0.0.1:5555 if a service is there")  # fmt: skip
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR",
+                         help="where finished runs are sought; default: %(default)s")  # fmt: skip
+    command.add_argument("--control", nargs="?", const="", metavar="ADDRESS", help="the page may ask for fields, "
+                         "notes and the end of the run; default address: the one that the run tells")  # fmt: skip
     command.add_argument("--port", type=int, default=8080, help="of the page; default: %(default)s")
     command.add_argument("--open", action="store_true", help="open it in a browser")
     command.add_argument("--keys", type=Path, metavar="DIR", help="this client's keys, where the service asks for them")

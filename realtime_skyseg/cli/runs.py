@@ -4,7 +4,10 @@ import argparse
 import json
 import os
 import signal
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +54,28 @@ def sweep_command(options: argparse.Namespace) -> int:
     return _serve(config, options, options.resume, options.accept_changes)
 
 
+@contextmanager
+def _page_beside(config: Any) -> Iterator[None]:
+    """The page of the settings, in a process of its own that ends with the run and can do it no harm."""
+    if config.dashboard.port is None:
+        yield
+        return
+    command = [sys.executable, "-m", "realtime_skyseg", "dashboard", config.stream.address]
+    command += ["--port", str(config.dashboard.port), "--runs", str(config.record.folder)]
+    command += ["--keys", str(config.access.keys)] if config.access.keys else []
+    command += ["--control", *([config.control_address] if config.control_address else [])] * config.dashboard.control
+    page = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        page.terminate()
+        try:
+            page.wait(5)
+        except subprocess.TimeoutExpired:
+            page.kill()
+            page.wait()
+
+
 def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None, accept_changes: bool = False) -> int:
     from realtime_skyseg import terminal
     from realtime_skyseg.service import Service
@@ -67,7 +92,7 @@ def _serve(config: Any, options: argparse.Namespace, resume: Path | None = None,
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with terminal.run_display(console, service) as display:
+        with _page_beside(config), terminal.run_display(console, service) as display:
             summary = service.run(display)
     finally:
         for number, handler in before.items():

@@ -312,6 +312,15 @@ class MetricsSettings(Section):
     """They are at http://127.0.0.1:PORT/metrics, for this computer only; 0: a free port; absent: nowhere."""
 
 
+class DashboardSettings(Section):
+    """The page that shows the run in a browser of this computer."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """It is at http://127.0.0.1:PORT while the run goes on, as by `skyseg dashboard`; absent: nowhere."""
+    control: bool = False
+    """The page may ask for fields, notes and the end of the run."""
+
+
 #: Names that Windows keeps for devices.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(1, 10))}
 

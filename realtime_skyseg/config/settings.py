@@ -14,6 +14,7 @@ from realtime_skyseg.config.sections import (
     AnalysisSettings,
     CameraSettings,
     ControlSettings,
+    DashboardSettings,
     FieldSettings,
     MeasureSettings,
     MetricsSettings,
@@ -43,6 +44,7 @@ class Config(Section):
     control: ControlSettings = ControlSettings()
     access: AccessSettings = AccessSettings()
     metrics: MetricsSettings = MetricsSettings()
+    dashboard: DashboardSettings = DashboardSettings()
     record: RecordSettings = RecordSettings()
     analysers: dict[str, dict[str, Any] | None] = {}
     """What else is measured on each frame: names of installed analysers, with the settings of each; see
@@ -107,6 +109,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_open(self) -> Self:
         stream, control = self.stream, self.control_address
+        if self.dashboard.port is not None and (not stream.enabled or urlsplit(stream.address).port == 0):
+            raise ValueError(
+                "dashboard.port: the page needs the stream; allowed: with stream.address at a port of its own"
+            )
         if self.access.keys is None:
             if stream.enabled and not stream.insecure and not is_loopback(stream.address):
                 raise ValueError(

@@ -1,10 +1,10 @@
-"""What the page knows of a run: a client of its stream, in a thread of its own, and the newest frame with its mask."""
+"""What the page knows of a running service: a client of its stream, in a thread of its own."""
 
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.errors import StreamError
 from realtime_skyseg.quantities import Quantity
-from realtime_skyseg.records import FRAME_QUANTITIES
+from realtime_skyseg.records import FRAME_QUANTITIES, Event, Mask, Objects
 from realtime_skyseg.streaming import (
     EventMessage,
     HeaderMessage,
     HeartbeatMessage,
     ImageMessage,
     Message,
+    Preview,
     SeriesEndMessage,
     Subscriber,
 )
@@ -43,11 +44,33 @@ _ALWAYS = (*FRAME_QUANTITIES, "field_mT")
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a run is, for displays."""
+
+    run: str
+    filename: str
+    model: str
+    engine: str
+    pixel_size_um: float | None
+    quantities: Mapping[str, Quantity]  # of frames, by name
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """A frame with its mask, as a page may show it."""
 
-    preview: PreviewMessage
-    result: ImageMessage
+    frame: int
+    image: NDArray[np.uint8]  # (height, width), smaller than the mask maybe
+    low: float  # grey level that 0 stands for
+    high: float  # and 255
+    mask: Mask
+    objects: Objects
+    count: int | None
+    stripes: int | None
+    area_fraction: float | None
+    field_mT: float | None
+    received_ns: int  # 0: it is not live
+    prepared: bool = False  # the image is the one that was segmented, not the raw frame
 
 
 @dataclass(slots=True)
@@ -84,33 +107,38 @@ class Feed:
     Args:
         address: of the stream.
         keys: folder of keys, where the service asks for them.
-        rate_hz: of the previews that it asks for.
-        side_px: of their longer side.
+        side_px: of the previews' longer side.
 
     Attributes:
-        header: of the run; None before the first word.
+        about: the run; None before the first word.
+        control_address: of the service's control socket; "": it has none.
         shown: the newest frame with its mask; None before.
         series: the numbers of all frames of this run that came.
         events: the newest, oldest first.
         counters: of the last heartbeat.
-        ended: the end of the run, if it is over.
+        ended: the end of the run, if it is over: its status and a sentence.
         lost: messages that did not arrive.
         problem: why nothing can be heard, in a sentence; "": all is well.
     """
 
-    def __init__(self, address: str, keys: str | Path | None = None, rate_hz: int = 25, side_px: int = 1024) -> None:
+    live = True
+
+    def __init__(self, address: str, keys: str | Path | None = None, side_px: int = 1024) -> None:
         self.address = address
-        self.header: HeaderMessage | None = None
+        self.about: About | None = None
+        self.control_address = ""
         self.shown: Shown | None = None
         self.series = Series()
-        self.events: deque[EventMessage] = deque(maxlen=_MOST_EVENTS)
+        self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.counters: dict[str, Any] = {}
-        self.ended: SeriesEndMessage | None = None
+        self.ended: tuple[str, str] | None = None
         self.problem = ""
-        self._stream = Subscriber(address, keys=keys, preview=(rate_hz, side_px))
+        self._side_px = side_px
+        self._stream = Subscriber(address, keys=keys)
+        self._wanted: dict[object, tuple[int, bool]] = {}  # who watches: so many frames a second, raw or prepared
         self._last_s = time.monotonic()
         self._results: dict[int, ImageMessage] = {}
-        self._first_ns = 0
+        self.first_ns = 0
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._leave = threading.Event()
@@ -126,15 +154,16 @@ class Feed:
         """How long ago the service was last heard."""
         return time.monotonic() - self._last_s
 
-    @property
-    def quantities(self) -> dict[str, Quantity]:
-        """What there is to be plotted, by name."""
-        found = dict(FRAME_QUANTITIES)
-        for one in self.header.quantities if self.header else ():
-            if one.get("of") == "frame":
-                name = one.get("name", "")
-                found[name] = Quantity(name, "f8", math.nan, one.get("unit", ""), one.get("meaning", ""), "frame")
-        return found
+    def want(self, viewer: object, rate_hz: int, raw: bool = False) -> None:
+        """A viewer can draw so many frames a second; 0: none any more. The service makes what the fastest one wants.
+
+        If one wants raw frames and another one what was segmented, both get what was segmented.
+        """
+        with self._lock:
+            if rate_hz:
+                self._wanted[viewer] = (rate_hz, raw)
+            else:
+                self._wanted.pop(viewer, None)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -161,6 +190,11 @@ class Feed:
 
     def _run(self) -> None:
         while not self._leave.is_set():
+            with self._lock:
+                wanted = list(self._wanted.values())
+            rate_hz = max((rate for rate, _ in wanted), default=0)
+            prepared = not all(raw for _, raw in wanted)
+            self._stream.ask_previews(Preview(rate_hz, self._side_px, prepared) if rate_hz else None)
             try:
                 message = self._stream.receive(0.2)
             except StreamError as error:
@@ -173,32 +207,44 @@ class Feed:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, HeaderMessage):
-            if self.header is None or message.run != self.header.run or message.filename != self.header.filename:
+            if self.about is None or (message.run, message.filename) != (self.about.run, self.about.filename):
                 self._begin()
-            self.header = message
+            self.about = About(
+                message.run,
+                message.filename,
+                message.model,
+                message.engine,
+                message.pixel_size_um,
+                _quantities(message),
+            )
+            self.control_address = message.control
         elif isinstance(message, ImageMessage):
             self._results[message.frame] = message
             while len(self._results) > _WAITING:
                 self._results.pop(next(iter(self._results)))
         elif isinstance(message, PreviewMessage):
             if (result := self._results.get(message.frame)) is not None:
-                self.shown = Shown(message, result)
+                self.shown = Shown(
+                    message.frame, message.image, message.low, message.high, result.mask, result.objects, result.count,
+                    result.stripes, result.area_fraction, result.field_mT, result.received_ns,
+                    message.of == "prepared",
+                )  # fmt: skip
                 with self._lock:
                     listeners = list(self._listeners)
                 for listener in listeners:
                     listener()
         elif isinstance(message, CountsMessage):
-            self._first_ns = self._first_ns or message.received_ns
+            self.first_ns = self.first_ns or message.received_ns
             values = {name: _number(getattr(message, name)) for name in _ALWAYS}
             values |= {name: _number(value) for name, value in (message.model_extra or {}).items()}
             values["latency_ms"] = (message.segmented_ns - message.received_ns) / 1e6
-            self.series.add((message.received_ns - self._first_ns) / 1e9, values)
+            self.series.add((message.received_ns - self.first_ns) / 1e9, values)
         elif isinstance(message, EventMessage):
-            self.events.append(message)
+            self.events.append(Event(message.time_ns, message.kind, message.message, message.frame))
         elif isinstance(message, HeartbeatMessage):
             self.counters = message.frames
         elif isinstance(message, SeriesEndMessage):
-            self.ended, self.counters = message, message.frames
+            self.ended, self.counters = (message.status, message.message), message.frames
 
     def _begin(self) -> None:
         """Another run, or another file of the same."""
@@ -206,7 +252,17 @@ class Feed:
         self.shown = None
         self._results.clear()
         self.events.clear()
-        self._first_ns = 0
+        self.first_ns = 0
+
+
+def _quantities(header: HeaderMessage) -> dict[str, Quantity]:
+    """What there is to be plotted, by name."""
+    found = dict(FRAME_QUANTITIES)
+    for one in header.quantities:
+        if one.get("of") == "frame":
+            name = one.get("name", "")
+            found[name] = Quantity(name, "f8", math.nan, one.get("unit", ""), one.get("meaning", ""), "frame")
+    return found
 
 
 def _number(value: object) -> float:

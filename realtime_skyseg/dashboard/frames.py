@@ -27,18 +27,17 @@ def pack(shown: Shown, number: int) -> bytes:
         shown: the frame.
         number: comes back when the browser has drawn it.
     """
-    preview, result = shown.preview, shown.result
-    image = cv2.imencode(".jpg", preview.image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-    runs = pack_runs(result.mask)
-    objects = result.objects
+    image = cv2.imencode(".jpg", shown.image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
+    runs = pack_runs(shown.mask)
+    objects = shown.objects
     names = list(objects.dtype.names or ())
     table = np.stack([objects[name].astype("<f4") for name in names]) if names else np.zeros((0, 0), "<f4")
     head: dict[str, Any] = {
-        "number": number, "frame": result.frame, "run": result.run, "count": result.count, "stripes": result.stripes,
-        "area_fraction": result.area_fraction, "field_mT": result.field_mT, "shape": result.shape,
-        "preview": preview.shape, "low": preview.low, "high": preview.high,
-        "age_ms": (time.time_ns() - result.received_ns) / 1e6, "columns": names, "objects": len(objects),
-        "parts": [len(image), len(runs), table.nbytes],
+        "number": number, "frame": shown.frame, "count": shown.count, "stripes": shown.stripes,
+        "area_fraction": shown.area_fraction, "field_mT": shown.field_mT, "shape": shown.mask.shape,
+        "prepared": shown.prepared, "low": shown.low, "high": shown.high,
+        "age_ms": (time.time_ns() - shown.received_ns) / 1e6 if shown.received_ns else None,
+        "columns": names, "objects": len(objects), "parts": [len(image), len(runs), table.nbytes],
     }  # fmt: skip
     told = json.dumps(head).encode()
     return b"".join((len(told).to_bytes(4, "little"), told, image, runs, table.tobytes()))

@@ -33,7 +33,7 @@ from realtime_skyseg.experiment.rules import Seen, seen, sources
 from realtime_skyseg.experiment.state_machine import StateMachine
 from realtime_skyseg.field import FieldGuard
 from realtime_skyseg.pipeline import Latency, Pipeline
-from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings, PythonRule
+from realtime_skyseg.programme import AC_POINT_S, ExperimentSettings, PythonRule, estimate
 from realtime_skyseg.records import Event, Result, TableRow
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,10 @@ _WAITING = 64
 
 #: Rows that may wait for the run file: ten minutes' worth.
 _ROWS = 50_000
+
+
+#: Corners of the planned field, and rows of the table of steps, that displays get at most.
+_CORNERS, _SHOWN_ROWS = 2000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Experiment:
             "python_rules": json.dumps(sources(settings.rules)),
             "accepted_changes": ", ".join(changes),
         }
+        self._magnet = magnet
         self._pipeline: Pipeline | None = None
         self._changed = threading.Condition()
         self._results: deque[Result] = deque(maxlen=_WAITING)
@@ -184,6 +189,21 @@ class Experiment:
             "part": step.part if step else None,
             "target_mT": machine.target_mT if math.isfinite(machine.target_mT) else None,
             "decisions": self._decisions,
+        }
+
+    def course(self) -> dict[str, Any]:
+        """For displays: corners of the planned field over time (s, mT), when it began, and the steps so far."""
+        rate_hz = self._pipeline.rate_hz if self._pipeline else 0.0
+        planned = estimate(self._machine.steps, self._magnet, rate_hz or None)
+        every = max(1, len(planned.trace) // _CORNERS)
+        steps = [
+            {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+            for row in list(self.table)[-_SHOWN_ROWS:]
+        ]
+        return {
+            "planned": [[round(s, 3), round(mT, 5)] for s, mT in planned.trace[::every]],
+            "began_ns": self._begun_ns,
+            "steps": steps,
         }
 
     # --- other threads ---

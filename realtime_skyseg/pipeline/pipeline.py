@@ -373,6 +373,11 @@ class Pipeline:
             self.event("camera_number", message, self.counters.received, wait=self._camera.waits)
         return -1
 
+    @property
+    def recorder_fill(self) -> float:
+        """Share of the recorder's queue that is taken."""
+        return self._to_recorder.fill
+
     def _watch_queue(self, fill: float, index: int) -> None:
         """Give an alarm at 75 % and at 100 % of the recorder's queue, each once until it is half empty again."""
         if fill < _CALM_FILL:

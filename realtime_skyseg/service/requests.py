@@ -1,8 +1,10 @@
 """What the control socket asks of a run, and what it is told."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realtime_skyseg.errors import ControlError
@@ -25,6 +27,8 @@ class Requests:
         """Carry out a request of the control socket, at once; or say how, where the magnet's guard has to answer."""
         if isinstance(request, requests.SetField | requests.Demagnetise | requests.Pulse):
             self._check_free(request.do)
+        if isinstance(request, requests.Programme):
+            return {"programme": self._programme().course()}
         match request:
             case requests.Status():
                 return {"status": self.status()}
@@ -42,12 +46,8 @@ class Requests:
                 if self._service.experiment:
                     self._service.experiment.abort()
                 self._magnet().safe("a request on the control socket", wait_s=0.0)
-            case requests.Pause():
-                self._programme().pause()
-            case requests.Resume():
-                self._programme().resume()
-            case requests.Abort():
-                self._programme().abort()
+            case requests.Pause() | requests.Resume() | requests.Abort():
+                getattr(self._programme(), request.do)()
             case requests.TakeBackground():
                 self._service.take_background(request.frames)
             case _:
@@ -123,7 +123,17 @@ class Requests:
             else None,
             "field_target": target,
             "experiment": self._service.experiment.status() if self._service.experiment else None,
+            "latency_ms": self._service.latency_ms(),
+            "disk_free_gb": _free_gb(self._service.run_file.parent),
+            "recorder_fill": round(pipeline.recorder_fill, 3) if pipeline else None,
         }
+
+
+def _free_gb(folder: Path) -> float | None:
+    try:
+        return round(shutil.disk_usage(folder).free / 1e9, 1)
+    except OSError:
+        return None
 
 
 def _finite(value: float) -> float | None:

@@ -170,7 +170,7 @@ class Service:
                 owned.callback(server.close)
                 self.control_address = server.address
             if config.metrics.port is not None:
-                metrics = Metrics(config.metrics.port, requests.status, self._latency_ms)
+                metrics = Metrics(config.metrics.port, requests.status, self.latency_ms)
                 owned.callback(metrics.close)
                 self.metrics_port = metrics.port
             self.run_file = first_file = self._path()
@@ -382,7 +382,8 @@ class Service:
             pipeline.note(event)
             pipeline.notices.append(f"{event.kind}: {event.message}")
 
-    def _latency_ms(self) -> dict[str, dict[str, float | None]]:
+    def latency_ms(self) -> dict[str, dict[str, float | None]]:
+        """Stage: p50, p99, p99_9, max; None where nothing was measured."""
         latency = self.pipeline.latency if self.pipeline else {}
         return {stage: clock.percentiles_ms() for stage, clock in latency.items()}
 

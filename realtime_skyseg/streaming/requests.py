@@ -23,6 +23,12 @@ class Status(_Request):
     do: Literal["status"]
 
 
+class Programme(_Request):
+    """The field programme: what was planned, since when, and the steps so far."""
+
+    do: Literal["programme"]
+
+
 class Stop(_Request):
     """End the run: what was received is still analysed and written."""
 
@@ -101,6 +107,7 @@ class Mark(_Request):
 
 Request = (
     Status
+    | Programme
     | Stop
     | SetField
     | EnterField

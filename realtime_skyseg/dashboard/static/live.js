@@ -22,11 +22,29 @@ for (const [key, [red, green, blue]] of Object.entries(COLOURS)) {
 // Of viridis, dark to bright.
 const SCALE = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
+// Draws the frames of a source on the page's canvas, once it is there.
+export function begin(source) {
+  const canvas = document.getElementById("skyseg-live");
+  if (!canvas) {
+    setTimeout(() => begin(source), 50);
+    return;
+  }
+  const write = (id, text) => {
+    const place = document.getElementById(id);
+    if (place) place.textContent = text;
+  };
+  window.skysegView = new LiveView(canvas, {
+    scale: (name, low, high) => write("skyseg-scale", `${name}: ${low.toPrecision(3)} (dark) to ${high.toPrecision(3)} (bright)`),
+    count: (head) => write("skyseg-count", head.count === null ? "shows nothing" : `${head.count} skyrmions`),
+    object: (text) => write("skyseg-object", text || "Point at a skyrmion for its numbers."),
+  }, source);
+}
+
 export class LiveView {
-  constructor(canvas, told, url) {
+  constructor(canvas, told, source) {
     this.canvas = canvas;
     this.told = told;
-    this.url = url;
+    this.source = source;
     this.context = canvas.getContext("2d");
     this.frame = null;
     this.paused = false;
@@ -34,11 +52,14 @@ export class LiveView {
     this.outlines = true;
     this.colourBy = "";
     this.pixelSize = null;
+    this.raw = false; // the raw frame instead of what is segmented
+    this.percent = 0; // of the pixels that are taken for too dark and too bright; -1: low and high are set by hand
     this.low = 0;
     this.high = 1;
     this.view = { x: 0, y: 0, zoom: 1 }; // of the frame's px, relative to the one that fits
     this.drawn = 0;
     this.chosen = null;
+    this.hovered = null;
     this.layer = document.createElement("canvas");
     this.listen();
     this.connect();
@@ -47,18 +68,25 @@ export class LiveView {
   }
 
   connect() {
-    this.socket = new WebSocket(this.url);
+    const scheme = location.protocol === "https:" ? "wss://" : "ws://";
+    this.socket = new WebSocket(`${scheme}${location.host}/skyseg/frames?source=${encodeURIComponent(this.source)}`);
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () => this.want();
     this.socket.onmessage = (event) => this.take(event.data);
     this.socket.onclose = () => setTimeout(() => this.connect(), 1000);
   }
 
+  // Draw the frames of another source.
+  show(source) {
+    this.source = source;
+    this.socket.close();
+  }
+
   // Whether frames are wanted: a page that nobody sees gets none.
   want() {
     if (this.socket.readyState !== WebSocket.OPEN) return;
     const wanted = !document.hidden && (!this.paused || this.step);
-    this.socket.send(JSON.stringify({ want: wanted }));
+    this.socket.send(JSON.stringify({ want: wanted, raw: this.raw }));
   }
 
   async take(data) {
@@ -73,13 +101,15 @@ export class LiveView {
       const mask = unpackRuns(data, at + image, runs, head.shape);
       const table = new Float32Array(data.slice(at + image + runs));
       this.frame = { head, bitmap, mask, objects: objectsOf(head, table) };
+      this.hovered = null;
+      if (this.percent > 0) [this.low, this.high] = endsOf(bitmap, this.percent);
       this.paintOutlines();
       this.draw();
       this.told.count(head);
       this.drawn += 1;
       if (this.step) { this.step = false; this.want(); }
     }
-    this.socket.send(JSON.stringify({ drawn: head.number }));
+    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ drawn: head.number }));
   }
 
   // Pixels of a class that have a neighbour of another one, as a layer of the mask's size.
@@ -138,7 +168,8 @@ export class LiveView {
     context.imageSmoothingEnabled = false;
     if (this.outlines) context.drawImage(this.layer, left, top, width * scale, height * scale);
     if (this.colourBy) this.drawValues(left, top, scale);
-    if (this.chosen !== null) this.drawChosen(left, top, scale);
+    if (this.hovered !== null) this.drawBox(this.hovered, "#ffffffaa", left, top, scale);
+    if (this.chosen !== null) this.drawBox(this.chosen, "#ffffff", left, top, scale);
     this.drawBar(scale, ratio);
   }
 
@@ -159,10 +190,10 @@ export class LiveView {
     this.told.scale(this.colourBy, low, high);
   }
 
-  drawChosen(left, top, scale) {
-    const one = this.frame.objects[this.chosen];
+  drawBox(k, colour, left, top, scale) {
+    const one = this.frame.objects[k];
     if (!one) return;
-    this.context.strokeStyle = "#ffffff";
+    this.context.strokeStyle = colour;
     this.context.lineWidth = 2;
     this.context.strokeRect(left + (one.left - 2) * scale, top + (one.top - 2) * scale,
       (one.width + 4) * scale, (one.height + 4) * scale);
@@ -215,7 +246,11 @@ export class LiveView {
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!from || !this.frame) return;
+      if (!this.frame) return;
+      if (!from) {
+        this.hover(this.objectAt(event));
+        return;
+      }
       const ratio = window.devicePixelRatio || 1;
       const { scale } = this.place();
       from.moved ||= Math.hypot(event.clientX - from.begin[0], event.clientY - from.begin[1]) > 3;
@@ -225,6 +260,7 @@ export class LiveView {
       [from.x, from.y] = [event.clientX, event.clientY];
       this.draw();
     });
+    canvas.addEventListener("pointerleave", () => this.hover(null));
     canvas.addEventListener("pointerup", (event) => {
       if (from && !from.moved) this.choose(this.objectAt(event));
       from = null;
@@ -257,15 +293,55 @@ export class LiveView {
   choose(k) {
     this.chosen = k;
     this.draw();
-    const shown = k === null || !this.frame ? "" : textOf(this.frame.objects[k], this.pixelSize);
-    document.dispatchEvent(new CustomEvent("skyseg-object", { detail: shown }));
+    this.tellObject(k);
+  }
+
+  hover(k) {
+    if (k === this.hovered) return;
+    this.hovered = k;
+    this.draw();
+    this.tellObject(k === null ? this.chosen : k);
+  }
+
+  tellObject(k) {
+    this.told.object(k === null || !this.frame ? "" : textOf(this.frame.objects[k], this.pixelSize));
+  }
+
+  // What is seen, as a picture for the user's disk.
+  save() {
+    if (!this.frame) return;
+    const link = document.createElement("a");
+    link.download = `frame-${this.frame.head.frame}.png`;
+    this.canvas.toBlob((blob) => {
+      link.href = URL.createObjectURL(blob);
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
   }
 
   set(values) {
     Object.assign(this, values);
-    if ("paused" in values || "step" in values) this.want();
+    if ("paused" in values || "step" in values || "raw" in values) this.want();
+    if ("percent" in values && this.frame) {
+      [this.low, this.high] = values.percent > 0 ? endsOf(this.frame.bitmap, values.percent) : [0, 1];
+    }
     this.draw();
   }
+}
+
+// The grey levels, 0 to 1, below and above which so many percent of the pixels lie.
+function endsOf(bitmap, percent) {
+  const side = 160;
+  const small = new OffscreenCanvas(side, side);
+  const context = small.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0, side, side);
+  const pixels = context.getImageData(0, 0, side, side).data;
+  const levels = [];
+  for (let k = 0; k < pixels.length; k += 4) levels.push(pixels[k]);
+  levels.sort((a, b) => a - b);
+  const cut = Math.floor((percent / 100) * levels.length);
+  const [low, high] = [levels[cut] / 255, levels[levels.length - 1 - cut] / 255];
+  return high > low ? [low, high] : [0, 1];
 }
 
 function unpackRuns(data, at, length, shape) {
