@@ -121,7 +121,12 @@ class Segmenter:
             if self._dark_only and self._settings.large_domains and min(shape) >= FACTOR * _LEAST_CELLS:
                 small = shape[0] // FACTOR, shape[1] // FACTOR
                 self._small_engine = self._open(small)
-            self._measure(np.zeros(shape, np.uint8))  # the first call compiles, or loads what was compiled
+            # What compiles itself at the first call does so here, not in the midst of a run.
+            rehearsed = np.zeros(shape, np.uint8)
+            rehearsed[2:6, 2:5] = rehearsed[2:6, 7:10] = Class.SKYRMION
+            rehearsed[9:12, 2:6] = Class.OUTSIDE
+            self._mend(rehearsed, None)
+            self._measure(rehearsed)
         return self._engine
 
     def _open(self, shape: tuple[int, int]) -> Engine:

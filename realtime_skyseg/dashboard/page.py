@@ -28,10 +28,13 @@ _RED, _GREEN, _AMBER = "#ff7b7b", "#7bd88f", "#ffd166"
 
 #: Kinds of events that are worth a warning that stays until it is read.
 _WARNINGS = (
-    "fault", "camera_lost", "camera_hangs", "camera_frozen", "lost", "disk", "slow_disk", "field", "analyser_off",
-    "analyser_failed", "not_written", "overexposed", "stream_crowded", "stream_flooded", "recording_ended", "recorder",
-    "background_missing", "experiment_refused", "interlock",
+    "fault", "camera_lost", "camera_hangs", "camera_gone", "camera_frozen", "lost", "disk", "recorder_", "not_written",
+    "field_fault", "field_unsafe", "field_stale", "field_stands", "analyser_", "background_missing", "background_over",
+    "stream_crowded", "stream_flooded", "experiment_refused", "frame_blank",
 )  # fmt: skip
+
+#: How kinds of events end that say that all is well again.
+_GOOD = ("_back", "_end")
 
 #: Columns of a row of objects that are no quantity to look at.
 _PLACES = ("x", "y", "left", "top", "width", "height", "kind", "border")
@@ -309,7 +312,7 @@ class Page:
 
     def _tell_warnings(self) -> None:
         unread = [event for event in list(self._source.events)
-                  if self._source.live and event.kind.startswith(_WARNINGS)
+                  if self._source.live and event.kind.startswith(_WARNINGS) and not event.kind.endswith(_GOOD)
                   and (event.time_ns, event.kind) not in self._read]  # fmt: skip
         if not self._changed("warnings", [event.time_ns for event in unread]):
             return
