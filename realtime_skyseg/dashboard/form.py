@@ -78,6 +78,7 @@ def _input(key: str, field: FieldInfo, value: Any) -> Any:
     if made is None:
         return None
     made.props("dense" if kind is bool else "dense options-dense stack-label").classes("entry")
+    made.props(f'aria-label="{label}"')
     text = " ".join((field.description or "").split())
     if text:
         with made:

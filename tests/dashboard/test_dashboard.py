@@ -24,6 +24,7 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import validate
 from realtime_skyseg.dashboard import Feed, Series
 from realtime_skyseg.dashboard.frames import pack, pack_runs, unpack_runs
+from realtime_skyseg.errors import ControlError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -58,6 +59,7 @@ def until(true: Any, timeout_s: float = 20.0) -> None:
 def test_a_feed_follows_a_run_to_its_end(tmp_path: Path) -> None:
     address = free_address()
     feed = Feed(address)
+    feed.want("somebody", 25)
     feed.start()
     try:
         stream = {"address": address, "wait_for_subscribers": 1}
@@ -69,31 +71,30 @@ def test_a_feed_follows_a_run_to_its_end(tmp_path: Path) -> None:
         summary = sky.Service(made).run()
         until(lambda: feed.ended is not None)
         leave()
-        assert feed.header is not None
-        assert feed.header.pixel_size_um == 0.2
-        assert feed.ended is not None
-        assert feed.ended.status == "ok"
+        assert feed.about is not None
+        assert feed.about.pixel_size_um == 0.2
+        assert feed.ended == ("ok", "")
         assert feed.counters["received"] == 40
         assert len(told) >= 10
-        assert "mean_psi6" in feed.quantities
+        assert "mean_psi6" in feed.about.quantities
         assert feed.shown is not None
         with sky.open_run(summary.run_file) as run:
             np.testing.assert_array_equal(feed.series.columns["count"], run.table["count"])
             np.testing.assert_allclose(feed.series.columns["mean_psi6"], run.table["mean_psi6"], rtol=1e-6)
-            result = feed.shown.result
-            np.testing.assert_array_equal(result.mask, run.mask[result.frame])
+            shown = feed.shown
+            np.testing.assert_array_equal(shown.mask, run.mask[shown.frame])
             # what the browser gets
-            content = pack(feed.shown, 7)
+            content = pack(shown, 7)
             length = int.from_bytes(content[:4], "little")
             head = json.loads(content[4 : 4 + length])
             image, runs, table = head["parts"]
             at = 4 + length
-            assert (head["number"], head["frame"], head["count"]) == (7, result.frame, result.count)
+            assert (head["number"], head["frame"], head["count"]) == (7, shown.frame, shown.count)
             assert cv2.imdecode(np.frombuffer(content[at : at + image], np.uint8), 0).shape == (512, 672)
-            np.testing.assert_array_equal(unpack_runs(content[at + image : at + image + runs], (512, 672)), result.mask)
+            np.testing.assert_array_equal(unpack_runs(content[at + image : at + image + runs], (512, 672)), shown.mask)
             columns = np.frombuffer(content[at + image + runs :], "<f4").reshape(len(head["columns"]), head["objects"])
             assert table == columns.nbytes
-            np.testing.assert_allclose(columns[head["columns"].index("x")], result.objects["x"])
+            np.testing.assert_allclose(columns[head["columns"].index("x")], shown.objects["x"])
     finally:
         feed.close()
 
@@ -146,14 +147,19 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-def open_page(browser: Any, url: str, width: int = 1440, height: int = 900) -> Any:
-    page = browser.new_page(viewport={"width": width, "height": height})
-    for _ in range(100):
+def visit(page: Any, url: str) -> None:
+    """Go there, as soon as it is there."""
+    for _ in range(200):
         try:
             page.goto(url)
-            break
-        except Exception:  # it is not there yet
+            return
+        except Exception:
             time.sleep(0.1)
+
+
+def open_page(browser: Any, url: str, width: int = 1440, height: int = 900) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    visit(page, url)
     page.wait_for_function("window.skysegView && window.skysegView.frame !== null", timeout=30_000)
     return page
 
@@ -194,7 +200,7 @@ def test_frames_with_their_outlines_in_the_right_place(tmp_path: Path, service: 
         const { scale, left, top } = view.place(), box = view.canvas.getBoundingClientRect();
         return [box.left + left + (one.x + 0.5) * scale, box.top + top + (one.y + 0.5) * scale, one.diameter];
     }""")
-    page.mouse.click(place[0], place[1])
+    page.mouse.move(place[0], place[1])
     page.wait_for_function("document.getElementById('skyseg-object').textContent.startsWith('skyrmion at')")
     assert f"diameter {place[2]:.1f} px" in page.locator("#skyseg-object").text_content()
     drawn = page.evaluate("window.skysegView.drawn")
@@ -209,6 +215,7 @@ def test_what_is_told_is_text_and_reaches_the_file(tmp_path: Path, service: Any,
     running, url, _ = service(tmp_path, control={"enabled": True, "address": "tcp://127.0.0.1:0"})
     page = open_page(browser, url)
     hostile = '<img src=x onerror="window.hostile=1"><b>look</b>'
+    page.get_by_role("tab", name="Control").click()
     page.get_by_label("Note").fill(hostile)
     page.get_by_role("button", name="Write").click()
     page.get_by_text(hostile).first.wait_for(timeout=10_000)
@@ -264,3 +271,144 @@ def test_without_its_packages_the_command_says_so(
     assert main(["dashboard"]) == 2
     assert "pip install 'realtime_skyseg[dashboard]'" in capsys.readouterr().err
     assert validate({"camera": {"driver": "replay", "path": "bundled"}})
+
+
+FILM = {
+    "camera": {"driver": "twin", "rate_hz": 10, "height_px": 160, "width_px": 200, "sample": {"kind": "film"}},
+    "field": {
+        "driver": "twin", "unit": "mT", "limit_mT": [-6, 6], "slew_mT_per_s": 20, "tolerance_mT": 0.1, "settle_s": 0.1,
+        "initial_mT": 1.0, "calibration": {"date": "2026-11-22", "note": "its own", "table": [[-10, -10], [10, 10]]},
+    },
+}  # fmt: skip
+
+
+def test_a_field_reaches_the_magnet_after_a_question(tmp_path: Path, page_of: Any, browser: Any) -> None:
+    made = settings(tmp_path, **FILM, control={"enabled": True, "address": "tcp://127.0.0.1:0"})
+    with sky.Service(made).start() as run, sky.Control(run.control_address) as control:
+        page = open_page(browser, page_of(run.address, "--control"))
+        page.get_by_role("tab", name="Control").click()
+        page.get_by_label("Field (mT)").fill("2.5")
+        page.get_by_role("button", name="Set", exact=True).click()
+        page.get_by_role("button", name="No").click()
+        page.wait_for_timeout(300)
+        assert control.ask("status")["status"]["field_set_mT"] == pytest.approx(1.0)
+        page.get_by_role("button", name="Set", exact=True).click()
+        page.get_by_role("button", name="Yes").click()
+        until(lambda: control.ask("status")["status"]["field_set_mT"] == pytest.approx(2.5))
+        with pytest.raises(ControlError) as refusal:
+            control.ask("set_field", field_mT=60.0)
+        page.get_by_label("Field (mT)").fill("60")
+        page.get_by_role("button", name="Set", exact=True).click()
+        page.get_by_role("button", name="Yes").click()
+        page.get_by_text(str(refusal.value)).wait_for(timeout=10_000)
+        page.get_by_role("button", name="Make the field safe").click()
+        until(lambda: abs(control.ask("status")["status"]["field_mT"]) < 0.1)
+        run.stop()
+
+
+def test_a_programme_is_seen_and_its_abort_is_safe(tmp_path: Path, page_of: Any, browser: Any) -> None:
+    programme = {
+        "programme": [{"do": "staircase", "name": "up", "from_mT": 1, "to_mT": 4, "step_mT": 0.5, "frames": 3},
+                      {"do": "hold", "name": "wait", "field_mT": 4, "frames": 900}],
+    }  # fmt: skip
+    made = settings(tmp_path, **FILM, experiment=programme, control={"enabled": True, "address": "tcp://127.0.0.1:0"})
+    with sky.Service(made).start() as run:
+        page = open_page(browser, page_of(run.address, "--control"))
+        page.get_by_role("tab", name="Programme").click()
+        page.get_by_text("the programme runs").wait_for(timeout=10_000)
+        page.get_by_role("cell", name="up").first.wait_for(timeout=20_000)
+        page.get_by_role("tab", name="Control").click()
+        page.get_by_role("button", name="Abort programme").click()
+        page.get_by_role("button", name="Yes").click()
+        page.get_by_text("the run is over").wait_for(timeout=20_000)
+        summary = run.wait()
+    with sky.open_run(summary.run_file) as file:
+        assert file.experiment is not None
+        assert abs(file.table["field_mT"][-1]) < 1.5 or any(event["kind"] == "field_safe" for event in file.events)
+
+
+@pytest.fixture
+def page_of() -> Iterator[Any]:
+    """Serves a page, with what its command is given; ends it with the test. Gives its address."""
+    left: list[subprocess.Popen[str]] = []
+
+    def start(*given: str, folder: Path | None = None) -> str:
+        port = free_address().rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "realtime_skyseg", "dashboard", *given, "--port", port]
+        left.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=as_a_user(), cwd=folder))
+        assert left[-1].stdout is not None
+        assert left[-1].stdout.readline().startswith("http://")
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for page in left:
+        page.send_signal(signal.SIGINT)
+        page.communicate(timeout=20)
+
+
+def test_a_finished_run_is_looked_through(tmp_path: Path, page_of: Any, browser: Any) -> None:
+    summary = sky.Service(settings(tmp_path, {"path": "bundled", "limit": 12, "rate_hz": "max"},
+                                   analysis={"policy": "every"})).run()  # fmt: skip
+    url = page_of("tcp://127.0.0.1:9", "--runs", str(tmp_path))
+    page = open_page(browser, f"{url}/run?path={summary.run_file}")
+    reel = page.locator(".reel [tabindex='0']")
+    reel.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("window.skysegView.frame.head.frame === 3", timeout=10_000)
+    with sky.open_run(summary.run_file) as run:
+        assert page.evaluate("window.skysegView.frame.head.count") == run.table["count"][3]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save numbers").click()
+    rows = Path(download.value.path()).read_text().split()
+    assert (rows[0], len(rows)) == ("time_s,field_mT,count", 13)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save picture").click()
+    assert cv2.imread(str(download.value.path())).shape[1] > 300
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("window.skysegView.frame.head.frame > 6", timeout=10_000)
+    page.goto(f"{url}/run?path={tmp_path / 'none.h5'}")
+    page.get_by_text("none.h5").wait_for()
+
+
+def test_settings_are_tried_on_one_image(tmp_path: Path, page_of: Any, browser: Any) -> None:
+    image = np.full((200, 240), 128, np.uint8)
+    for k in range(12):
+        cv2.circle(image, (30 + 60 * (k % 4), 40 + 60 * (k // 4)), 6 + 3 * (k % 2), 70, -1)
+    image = (image + np.random.default_rng(0).normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "discs.png"), image)
+    page = open_page(browser, page_of("tcp://127.0.0.1:9", folder=tmp_path) + "/try")
+    page.get_by_label("or its path").fill(str(tmp_path / "discs.png"))
+    page.get_by_role("button", name="Open", exact=True).click()
+    page.get_by_text("discs.png: 12 dark skyrmions").wait_for(timeout=20_000)
+    page.wait_for_function("window.skysegView.frame.head.count === 12", timeout=10_000)
+    page.get_by_label("min area").fill("200")
+    page.get_by_text("discs.png: 6 dark skyrmions").wait_for(timeout=20_000)
+    page.get_by_label("or its path").fill("nowhere.png")
+    page.get_by_role("button", name="Open", exact=True).click()
+    page.get_by_text("nowhere.png does not exist").wait_for(timeout=10_000)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as settings").click()
+    assert "min_area_px: 200" in Path(download.value.path()).read_text()
+
+
+def test_a_run_is_begun_without_an_editor(tmp_path: Path, page_of: Any, browser: Any) -> None:
+    page = browser.new_page()
+    visit(page, page_of(folder=tmp_path) + "/start")
+    page.get_by_label("pixel size").fill("0.1")
+    page.get_by_label("rate (Hz)").fill("-3")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("camera.rate_hz").wait_for(timeout=10_000)  # the sentence of the settings
+    page.get_by_label("rate (Hz)").fill("8")
+    page.get_by_label("loop").check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_function("window.skysegView && window.skysegView.frame?.head.count > 100", timeout=40_000)
+    made = sky.load_config(tmp_path / "skyseg.yaml")
+    assert made.measure.pixel_size_um == 0.1
+    page.get_by_role("tab", name="Control").click()
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_role("button", name="Yes").click()
+    page.get_by_text("the run is over: stopped").wait_for(timeout=20_000)
+    (file,) = (tmp_path / "runs").glob("*.h5")
+    with sky.open_run(file) as run:
+        assert run.pixel_size_um == 0.1
