@@ -188,8 +188,8 @@ class AnalysisSettings(Section):
     """Gaps of up to 10 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
     has broken is one stripe."""
     specks: bool = True
-    """In a film with no more than four objects, small dark ones that are as bright on their other side, as drift leaves
-    specks of dirt, and what the border cuts down to 3 px are defects: a saturated film stays empty."""
+    """Small dark objects that are as bright on their other side, as drift leaves specks of dirt, are defects where
+    there are few objects; and with no more than four, what the border cuts down to 3 px: an empty film stays empty."""
     queue_frames: Annotated[int, Field(ge=1, le=4096)] = 16
     """Policy `every`: frames that may wait for analysis. Then a recording waits, a live camera's frame is skipped."""
 

@@ -46,19 +46,23 @@ _STEPS = (
 )  # fmt: skip
 
 
-def frame_of_page(hub: Hub, here: str) -> ui.element:
+def frame_of_page(hub: Hub, here: str, titled: bool = True) -> ui.element:
     """The head of every page, with the ways to the others. Gives the element that a page may add to."""
     ui.add_head_html(f"<style>{(_STATIC / 'page.css').read_text()}</style>")
-    ui.add_head_html('<html lang="en">', shared=False)
     ui.run_javascript('document.documentElement.lang = "en"')
-    with ui.element("header").classes("top") as head, ui.element("nav").classes("ways").props('aria-label="Pages"'):
-        ways = {"/": "Live", "/runs": "Finished runs", "/try": "Try an image", "/start": "Start"}
-        for where, name in ways.items():
-            if where == "/" and hub.feed is None:
-                continue
-            link = ui.link(name, where)
-            if where == here:
-                link.props("aria-current=page")
+    ui.colors(primary="#2b6cb0")
+    head = ui.element("header").classes("top")
+    with head:
+        if titled:  # else the page has a title of its own
+            ui.label("skyseg").classes("name").props("role=heading aria-level=1")
+        with ui.element("nav").classes("ways").props('aria-label="Pages"'):
+            ways = {"/": "Live", "/runs": "Finished runs", "/try": "Try an image", "/start": "Start"}
+            for where, name in ways.items():
+                if where == "/" and hub.feed is None:
+                    continue
+                link = ui.link(name, where)
+                if where == here:
+                    link.props("aria-current=page")
     return head
 
 
@@ -84,9 +88,9 @@ class Page:
             ui.label("").classes("count").props("id=skyseg-count")  # of the frame that is seen: the view writes it
             if self._control:
                 button = ui.button("Safe field", on_click=lambda: self._ask("safe_field"))
-                button.props('color=red-10 unelevated no-caps size=lg aria-label="Make the field safe"')
+                button.props("color=red-10 unelevated no-caps size=lg")
         self._warnings = ui.element("div").classes("warnings").props("role=alert")
-        with ui.element("main").classes("body"):
+        with ui.element("div").classes("body"):
             with ui.element("section").classes("live").props('aria-label="Frame"'):
                 self._build_view()
             with ui.element("section").classes("side").props('aria-label="Numbers"'):
@@ -204,7 +208,7 @@ class Page:
         ui.label("Last decisions").classes("heading")
         self._decisions = ui.element("ol").classes("events").props("tabindex=0 aria-label=Decisions")
         ui.label("Steps").classes("heading")
-        self._steps = ui.element("div").classes("steps").props("tabindex=0 aria-label=Steps")
+        self._steps = ui.element("div").classes("steps").props("tabindex=0 role=region aria-label=Steps")
 
     def _plot(self) -> None:
         source, tab = self._source, self._tabs.value
@@ -321,7 +325,9 @@ class Page:
             for event in unread[-4:]:
                 with ui.element("div").classes("warning"):
                     ui.label(f"{_clock(event.time_ns)} {event.message}")
-                    ui.button("Read", on_click=self._reader((event.time_ns, event.kind))).props("flat dense no-caps")
+                    ui.button("Read", on_click=self._reader((event.time_ns, event.kind))).props(
+                        "flat dense no-caps color=amber-3"
+                    )
 
     def _reader(self, which: tuple[int, str]) -> Callable[[], None]:
         return lambda: self._read.add(which)

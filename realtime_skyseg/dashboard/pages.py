@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ _SOURCES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 def runs_page(hub: Hub, folder: Path) -> None:
     """Choose a finished run."""
-    frame_of_page(hub, "/runs")
-    with ui.element("main").classes("sheet"):
+    frame_of_page(hub, "/runs", titled=False)
+    with ui.element("div").classes("sheet"):
         ui.label("Finished runs").classes("title").props("role=heading aria-level=1")
         path = ui.input("Run file").classes("wide").props("dense")
         problem = ui.label("").classes("problem").props("role=alert")
@@ -84,7 +85,7 @@ def runs_page(hub: Hub, folder: Path) -> None:
                     size = file.stat().st_size / 1e6
                     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
                     ui.button(f"{file.relative_to(folder)}", on_click=lambda file=file: show(str(file))).props(
-                        "flat no-caps dense align=left"
+                        "flat no-caps dense align=left color=light-blue-3"
                     )
                     ui.label(f"{when}, {size:.0f} MB").classes("small")
 
@@ -103,11 +104,10 @@ class TryPage:
         with frame_of_page(self._hub, "/try"):
             ui.label("").classes("state")
             ui.label("").classes("count").props("id=skyseg-count")
-        with ui.element("main").classes("body"):
+        with ui.element("div").classes("body"):
             with ui.element("section").classes("live").props('aria-label="Image"'):
                 with ui.element("div").classes("tools"):
-                    bring = ui.upload(label="Open a picture", auto_upload=True, max_file_size=_MOST_BYTES)
-                    bring.on_upload(self._bring).classes("bring").props("flat")
+                    bring_file("skyseg-picture", "Open a picture", self._open)
                     path = ui.input("or its path").classes("wide").props("dense")
                     _button("Open", lambda: self._open(Path(path.value or "")))
                     raw = ui.select({False: "as segmented", True: "as it is"}, value=False, label="Image")
@@ -164,9 +164,6 @@ class TryPage:
         numbers = "shows nothing" if found.count is None else f"{found.count} {dark} skyrmions, {found.stripes} stripes"
         self._numbers.text = ". ".join([f"{trial.name}: {numbers}{middle}", *seen])
 
-    async def _bring(self, event: events.UploadEventArguments) -> None:
-        await self._open(await _keep(event))
-
     async def _open(self, path: Path) -> None:
         try:
             image = await asyncio.to_thread(read_image, path)
@@ -195,8 +192,8 @@ class StartPage:
 
     def build(self) -> None:
         """Lay it out."""
-        frame_of_page(self._hub, "/start")
-        with ui.element("main").classes("sheet"):
+        frame_of_page(self._hub, "/start", titled=False)
+        with ui.element("div").classes("sheet"):
             ui.label("Begin a run").classes("title").props("role=heading aria-level=1")
             choices = {name: text for name, (text, _, _) in _SOURCES.items() if name in devices.drivers("cameras")}
             ui.label("Frames come from").classes("small")
@@ -227,12 +224,10 @@ class StartPage:
             values = {**tree.get("camera", {}), **({"path": self._path or "bundled"} if name == "replay" else {})}
             self._forms["camera"] = Form(kind, known, values)
             if name == "replay":
-                bring = ui.upload(label="Drop a video, TIFF or pictures here", auto_upload=True,
-                                  max_file_size=_MOST_BYTES).classes("bring")  # fmt: skip
-                bring.on_upload(self._bring)
+                bring_file("skyseg-recording", "A file, chosen or dropped here", self._brought)
 
-    async def _bring(self, event: events.UploadEventArguments) -> None:
-        self._path = str(await _keep(event))
+    def _brought(self, path: Path) -> None:
+        self._path = str(path)
         self._camera.refresh()
 
     def tree(self) -> dict[str, Any]:
@@ -309,12 +304,39 @@ def _example() -> Trial:
         camera.close()
 
 
-async def _keep(event: events.UploadEventArguments) -> Path:
-    """Keep a file that was brought to the page, by its own name, in a folder beside."""
+def bring_file(place: str, text: str, then: Callable[[Path], Any]) -> None:
+    """A field by which a file is brought to the page's folder, chosen or dropped; `then` is told where it is."""
+    ui.html(
+        f'<label class="bring" id="{place}">{text} <input type="file" aria-label="{text}"><output></output></label>',
+        sanitize=False,
+    )
+    ui.run_javascript(f'import("/skyseg/bring.js").then((it) => it.bring("{place}"))')
+
+    def told(event: events.GenericEventArguments) -> Any:
+        return then(Path(event.args["path"])) if event.args.get("place") == place else None
+
+    ui.on("skyseg-brought", told)
+
+
+async def keep_file(name: str, pieces: AsyncIterator[bytes]) -> Path:
+    """Keep a file that is brought to the page, by its own name, in a folder beside.
+
+    Raises:
+        ValueError: it is too large, or has no name for a file.
+    """
+    name = Path(name.replace("\\", "/")).name
+    if not name or name.startswith("."):
+        raise ValueError("the file has no name; allowed: one with a name")
     _BROUGHT.mkdir(exist_ok=True)
-    name = Path(event.file.name).name or "file"
-    path = _BROUGHT / name
-    await event.file.save(path)
+    path, total = _BROUGHT / name, 0
+    with path.open("wb") as file:
+        async for piece in pieces:
+            total += len(piece)
+            if total > _MOST_BYTES:
+                raise ValueError(
+                    f"{name} is larger than {_MOST_BYTES / 1e9:g} GB; allowed: its path, in the field beside"
+                )
+            await asyncio.to_thread(file.write, piece)
     return path
 
 
@@ -352,4 +374,4 @@ def _button(text: str, action: Any) -> ui.button:
     return ui.button(text, on_click=action).props("outline no-caps dense color=light-blue-3")
 
 
-__all__ = ["StartPage", "TryPage", "read_image", "runs_page"]
+__all__ = ["StartPage", "TryPage", "keep_file", "read_image", "runs_page"]

@@ -3,13 +3,13 @@
 import asyncio
 from pathlib import Path
 
-from fastapi import WebSocket
+from fastapi import HTTPException, Request, WebSocket
 from nicegui import app, background_tasks, ui
 
 from realtime_skyseg.dashboard.finished import FinishedRun
 from realtime_skyseg.dashboard.hub import Hub
 from realtime_skyseg.dashboard.page import Page, frame_of_page
-from realtime_skyseg.dashboard.pages import StartPage, TryPage, runs_page
+from realtime_skyseg.dashboard.pages import StartPage, TryPage, keep_file, runs_page
 from realtime_skyseg.errors import SkysegError
 
 _STATIC = Path(__file__).with_name("static")
@@ -30,6 +30,16 @@ def serve(hub: Hub, port: int = 8080, folder: Path = Path(), show: bool = False)
     @app.websocket("/skyseg/frames")
     async def frames(socket: WebSocket, source: str = "live") -> None:
         await hub.send_frames(socket, source)
+
+    @app.post("/skyseg/files")
+    async def files(request: Request, name: str) -> dict[str, str]:
+        # Pages of others cannot send this header, so that none of them writes to this computer.
+        if request.headers.get("x-skyseg") != "1":
+            raise HTTPException(403, "files come from this page only")
+        try:
+            return {"path": str((await keep_file(name, request.stream())).resolve())}
+        except (ValueError, OSError) as error:
+            raise HTTPException(400, str(error)) from None
 
     @ui.page("/")
     def live() -> None:

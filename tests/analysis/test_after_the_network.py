@@ -128,7 +128,9 @@ def speck(y: float, x: float, bright_side: float) -> np.ndarray:
         ([(100, 100)], 0.0, Class.SKYRMION),
         ([(0, 300)], 0.0, Class.DEFECT),  # cut down to 3 px
         ([(6, 300)], 0.0, Class.SKYRMION),
-        ([(60 * i, 60 * i) for i in range(1, 7)], 1.0, Class.SKYRMION),  # among many it cannot be told
+        ([(60 * i, 60 * i) for i in range(1, 7)], 1.0, Class.DEFECT),
+        ([(60 * i, 60 * i) for i in range(1, 7)], 0.0, Class.SKYRMION),
+        ([(y, x) for y in range(20, 470, 20) for x in range(20, 630, 20)], 1.0, Class.SKYRMION),  # it cannot be told
     ],
 )
 def test_a_speck_of_dirt_is_no_skyrmion_where_there_are_few(

@@ -301,7 +301,7 @@ def test_a_field_reaches_the_magnet_after_a_question(tmp_path: Path, page_of: An
         page.get_by_role("button", name="Set", exact=True).click()
         page.get_by_role("button", name="Yes").click()
         page.get_by_text(str(refusal.value)).wait_for(timeout=10_000)
-        page.get_by_role("button", name="Make the field safe").click()
+        page.get_by_role("button", name="Safe field").click()
         until(lambda: abs(control.ask("status")["status"]["field_mT"]) < 0.1)
         run.stop()
 
