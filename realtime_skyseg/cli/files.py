@@ -240,7 +240,10 @@ def napari_command(options: argparse.Namespace) -> int:
     from realtime_skyseg.storage import open_run
 
     with open_run(options.file) as run:
-        add_to_napari(napari.Viewer(title=str(options.file)), run)
+        viewer = napari.Viewer(title=str(options.file))
+        add_to_napari(viewer, run)
+        if options.frame is not None:
+            viewer.dims.set_current_step(0, options.frame)
         napari.run()
     return 0
 

@@ -178,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("napari", help="look at a run in napari, which `pip install realtime_skyseg[napari]` "
                                   "brings")  # fmt: skip
     command.add_argument("file", type=Path)
+    command.add_argument("--frame", type=int, metavar="N", help="that is shown first")
     command.set_defaults(command=napari_command)
 
     command = commands.add_parser("models", help="list the shipped models")

@@ -136,7 +136,7 @@ class Feed:
         self._side_px = side_px
         self._stream = Subscriber(address, keys=keys)
         self._wanted: dict[object, tuple[int, bool]] = {}  # who watches: so many frames a second, raw or prepared
-        self._last_s = time.monotonic()
+        self._last_s = self._frame_s = time.monotonic()
         self._results: dict[int, ImageMessage] = {}
         self.first_ns = 0
         self._listeners: list[Callable[[], None]] = []
@@ -153,6 +153,11 @@ class Feed:
     def silent_s(self) -> float:
         """How long ago the service was last heard."""
         return time.monotonic() - self._last_s
+
+    @property
+    def still_s(self) -> float:
+        """How long ago the last frame came."""
+        return time.monotonic() - self._frame_s
 
     def want(self, viewer: object, rate_hz: int, raw: bool = False) -> None:
         """A viewer can draw so many frames a second; 0: none any more. The service makes what the fastest one wants.
@@ -235,6 +240,7 @@ class Feed:
                     listener()
         elif isinstance(message, CountsMessage):
             self.first_ns = self.first_ns or message.received_ns
+            self._frame_s = time.monotonic()
             values = {name: _number(getattr(message, name)) for name in _ALWAYS}
             values |= {name: _number(value) for name, value in (message.model_extra or {}).items()}
             values["latency_ms"] = (message.segmented_ns - message.received_ns) / 1e6

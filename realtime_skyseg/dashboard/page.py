@@ -18,11 +18,15 @@ from realtime_skyseg.dashboard.feed import SILENT_S, Feed
 from realtime_skyseg.dashboard.finished import FinishedRun
 from realtime_skyseg.dashboard.hub import Hub, Source
 from realtime_skyseg.errors import ControlError, SkysegError
+from realtime_skyseg.records import Event
 
 _STATIC = Path(__file__).with_name("static")
 
 #: The page's numbers and plots are renewed so often; a finished run plays at such intervals.
 _NUMBERS_S, _PLOTS_S, _PLAY_S = 0.25, 0.5, 0.1
+
+#: Without a frame for so long, a run is not called live.
+_STILL_S = 4.0
 
 _RED, _GREEN, _AMBER = "#ff7b7b", "#7bd88f", "#ffd166"
 
@@ -77,7 +81,7 @@ class Page:
 
     def __init__(self, hub: Hub, source: Source, name: str) -> None:
         self._hub, self._source, self._name = hub, source, name
-        self._read: set[tuple[int, str]] = set()  # warnings that were read
+        self._read: dict[str, int] = {}  # kinds of warnings, and until when they were read
         self._told: dict[str, Any] = {}  # what was written last, by place
         self._control = hub.may_control and isinstance(source, Feed)
 
@@ -315,22 +319,25 @@ class Page:
             _write(self._words, words)
 
     def _tell_warnings(self) -> None:
-        unread = [event for event in list(self._source.events)
-                  if self._source.live and event.kind.startswith(_WARNINGS) and not event.kind.endswith(_GOOD)
-                  and (event.time_ns, event.kind) not in self._read]  # fmt: skip
-        if not self._changed("warnings", [event.time_ns for event in unread]):
+        """Those that nobody has read yet: of each kind the newest, and how many there are."""
+        unread: dict[str, list[Event]] = {}
+        for event in list(self._source.events) if self._source.live else ():
+            worth = event.kind.startswith(_WARNINGS) and not event.kind.endswith(_GOOD)
+            if worth and event.time_ns > self._read.get(event.kind, 0):
+                unread.setdefault(event.kind, []).append(event)
+        if not self._changed("warnings", {kind: events[-1].time_ns for kind, events in unread.items()}):
             return
         self._warnings.clear()
         with self._warnings:
-            for event in unread[-4:]:
+            for kind, events in unread.items():
+                more = f" ({len(events) - 1} more of this kind)" if len(events) > 1 else ""
                 with ui.element("div").classes("warning"):
-                    ui.label(f"{_clock(event.time_ns)} {event.message}")
-                    ui.button("Read", on_click=self._reader((event.time_ns, event.kind))).props(
-                        "flat dense no-caps color=amber-3"
-                    )
+                    ui.label(f"{_clock(events[-1].time_ns)} {events[-1].message}{more}")
+                    button = ui.button("Read", on_click=self._reader(kind, events[-1].time_ns))
+                    button.props("flat dense no-caps color=amber-3")
 
-    def _reader(self, which: tuple[int, str]) -> Callable[[], None]:
-        return lambda: self._read.add(which)
+    def _reader(self, kind: str, time_ns: int) -> Callable[[], None]:
+        return lambda: self._read.update({kind: time_ns})
 
     def _tell_events(self) -> None:
         events = [event for event in list(self._source.events) if event.kind != "decision"][-40:][::-1]
@@ -432,6 +439,8 @@ def state_of(source: Source) -> tuple[str, str]:
         return f"waiting for a service at {source.address}", _AMBER
     if source.silent_s > SILENT_S:
         return f"the service has not spoken for {source.silent_s:.0f} s", _RED
+    if isinstance(source, Feed) and source.still_s > _STILL_S:
+        return f"no frame for {source.still_s:.0f} s", _AMBER
     return "live", _GREEN
 
 

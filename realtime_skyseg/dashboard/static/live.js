@@ -155,7 +155,13 @@ export class LiveView {
     const context = this.context;
     context.fillStyle = "#101418";
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
-    if (!this.frame) return;
+    if (!this.frame) {
+      context.fillStyle = "#b8c2cc";
+      context.font = `${16 * ratio}px sans-serif`;
+      context.textAlign = "center";
+      context.fillText("no frame has come yet", this.canvas.width / 2, this.canvas.height / 2);
+      return;
+    }
     const [height, width] = this.frame.head.shape;
     const { scale, left, top } = this.place();
     context.imageSmoothingEnabled = scale < 1;
