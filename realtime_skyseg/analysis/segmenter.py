@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -35,6 +35,10 @@ _LEAST_CELLS = 40
 #: Fewer objects than this, or objects whose contrast, in units of the image's, times area is less (px), tell no
 #: polarity: a speck of dirt is bright on one side and dark on the other.
 _OBJECTS, _EVIDENCE = 5, 100.0
+
+#: Around an object the film's level is a mean over a square of this side; noise is taken away by a Gaussian of this
+#: standard deviation (px). With more outside and edge than this share, grey levels are more than two.
+_AROUND_PX, _CALM_PX, _PATTERNED, _LEAST_UNEXPLAINED = 61, 1.5, 0.01, 0.05
 
 #: The most that a single object tells.
 _OF_ONE = 20.0
@@ -180,10 +184,10 @@ class Segmenter:
         nothing, much = not len(found.objects), found.area_fraction > 0.5
         if known and (nothing if noise else told or not (nothing or much)):
             return found
-        evidence = self._evidence(found)
+        evidence, believed = self._evidence(found)
         other = self._once(image, known <= 0, lambda stage: mark(stage) if stage != "prepare" else None)
         other.polarity = -found.polarity
-        surprise = self._evidence(other)
+        surprise, doubted = self._evidence(other)
         if self._rules.polarity == "both":
             found.mask[other.mask == Class.SKYRMION] = Class.SKYRMION
             return measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
@@ -193,26 +197,31 @@ class Segmenter:
             empty = measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
             return replace(empty, polarity=found.polarity, guessed=not known)
         if known:
-            turned = len(other.objects) >= _OBJECTS and surprise > max(_EVIDENCE, _SURPRISE * evidence)
+            turned = len(other.objects) >= _OBJECTS and surprise > _EVIDENCE and doubted > _SURPRISE * believed
             return other if turned and not told else found
-        chosen = other if surprise > evidence else found
+        chosen = other if doubted > believed else found
         chosen.guessed = len(chosen.objects) < _OBJECTS or most < _EVIDENCE
         return chosen
 
-    def _evidence(self, found: Segmentation) -> float:
+    def _evidence(self, found: Segmentation) -> tuple[float, float]:
         """How much speaks for what was found: how dark it is against the film around, times its area, object by object.
 
-        No object says more than `_OF_ONE`, but for a large domain that the second look has found: what lies beside an
-        element is large, too, and dark in one of the two.
+        No object says more than `_OF_ONE`, but for a large domain that the second look has found in a plain film: what
+        lies beside an element is large, too, and dark in one of the two.
+
+        Returns:
+            that, and the same in relation to what it leaves unexplained of the image: between skyrmions that are packed
+            the negative has as much that is dark, but its film is not of one grey level.
         """
         scaled = self._shown()
         film, skyrmions = found.mask == Class.BACKGROUND, found.mask == Class.SKYRMION
-        level = float(scaled[film].mean()) if film.any() else 0.0
         _, labels = cv2.connectedComponents(skyrmions.astype(np.uint8), connectivity=8)
-        darker = (level - scaled[skyrmions]).clip(-1, 1)  # nothing magnetic has more contrast than 1
+        darker = (_level_of(scaled, film)[skyrmions] - scaled[skyrmions]).clip(-1, 1)  # magnetic contrast is at most 1
         of_objects, area = np.bincount(labels[skyrmions], darker), np.bincount(labels[skyrmions])
-        trusted = (area >= LEAST_PX2) & (self._large_domains > 0)
-        return float(np.where(trusted, of_objects, np.minimum(of_objects, _OF_ONE)).sum())
+        patterned = np.count_nonzero(found.mask >= Class.OUTSIDE) > _PATTERNED * found.mask.size
+        trusted = (area >= LEAST_PX2) & (self._large_domains > 0 and not patterned)
+        evidence = float(np.where(trusted, of_objects, np.minimum(of_objects, _OF_ONE)).sum())
+        return evidence, evidence / (1.0 if patterned else _unexplained(scaled, film, skyrmions))
 
     def _shown(self) -> NDArray[np.float32]:
         """What the network was shown last, without what was mirrored."""
@@ -291,3 +300,23 @@ class Segmenter:
             return found[:, : -(-height // cell), : -(-width // cell)]
 
         return of_image
+
+
+def _level_of(scaled: NDArray[np.float32], film: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The film's level around each pixel: what is taken for film may be a darker substrate elsewhere."""
+    side = (_AROUND_PX, _AROUND_PX)
+    share: Any = cv2.blur(film.astype(np.float32), side)
+    level: Any = cv2.blur(np.where(film, scaled, np.float32(0)), side)
+    whole = float(scaled[film].mean()) if film.any() else 0.0
+    return np.where(share > 0.02, level / np.maximum(share, np.float32(0.02)), np.float32(whole))
+
+
+def _unexplained(scaled: NDArray[np.float32], film: NDArray[np.bool_], skyrmions: NDArray[np.bool_]) -> float:
+    """Share of the variance of the image, without its noise, that is not between film and skyrmions; N. Otsu, 1979."""
+    calm: Any = cv2.GaussianBlur(scaled, (0, 0), _CALM_PX)[::2, ::2]
+    film, skyrmions = film[::2, ::2], skyrmions[::2, ::2]
+    n_film, n_dark = np.count_nonzero(film), np.count_nonzero(skyrmions)
+    if not (n_film and n_dark) or calm[skyrmions].mean() > calm[film].mean():
+        return 1.0
+    within = n_film * calm[film].var() + n_dark * calm[skyrmions].var()
+    return float(max(within / max((n_film + n_dark) * calm[film | skyrmions].var(), 1e-12), _LEAST_UNEXPLAINED))
