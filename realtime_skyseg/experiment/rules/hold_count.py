@@ -70,7 +70,7 @@ class HoldCountRule(LeavesSteps):
         self._off = self._well = 0  # frames in a row out of, and within, tolerance while at rest
         # Skyrmions too small to be counted near annihilation, that reappear when it is frozen. Before the first freeze
         # tells: what three films of the twin had (docs/sweep.md).
-        self._unseen = min(0.18 * rule.target, 8.0)
+        self._unseen = min(0.16 * rule.target, 8.0)
         self._corrected = False  # what reappeared after the freeze was trimmed already
         self._frozen_count: float | None = None  # counted when it was frozen, until that is compared
         self._rest: deque[int] = deque(maxlen=8 * rule.window_frames)  # counts at rest
