@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 from realtime_skyseg.errors import MissingExtraError, SettingsError
 
@@ -37,6 +38,8 @@ def dashboard_command(options: argparse.Namespace) -> int:
     if feed:
         feed.start()
     hub = Hub(feed, options.control, options.keys)
+    if hasattr(os, "nice"):
+        os.nice(5)  # the run, which may be on the same computer, goes first
     try:
         print(f"http://127.0.0.1:{options.port}", flush=True)
         serve(hub, options.port, options.runs, options.open)

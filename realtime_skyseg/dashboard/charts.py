@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from realtime_skyseg.dashboard.feed import About, Series, Shown
 
 #: Points of a plot at most.
-_POINTS = 1500
+_POINTS = 800
 
 _ORANGE, _BLUE, _GREEN = "#E69F00", "#56B4E9", "#2fbf8f"
 _WORDS, _LINES = "#c8d0d8", "#2a333c"

@@ -6,7 +6,6 @@ the objects as 32 bit floats, column by column.
 """
 
 import json
-import time
 from typing import Any
 
 import cv2
@@ -36,7 +35,7 @@ def pack(shown: Shown, number: int) -> bytes:
         "number": number, "frame": shown.frame, "count": shown.count, "stripes": shown.stripes,
         "area_fraction": shown.area_fraction, "field_mT": shown.field_mT, "shape": shown.mask.shape,
         "prepared": shown.prepared, "low": shown.low, "high": shown.high,
-        "age_ms": (time.time_ns() - shown.received_ns) / 1e6 if shown.received_ns else None,
+        "received_ms": shown.received_ns / 1e6 if shown.received_ns else None,
         "columns": names, "objects": len(objects), "parts": [len(image), len(runs), table.nbytes],
     }  # fmt: skip
     told = json.dumps(head).encode()

@@ -25,7 +25,7 @@ Source = Feed | FinishedRun | Trial
 _ON_THE_WAY = 2
 
 #: Frames a second that the service is asked for, the most first; what a browser draws is looked at so often.
-_RATES_HZ, _LOOK_S = (25, 15, 8, 4), 2.0
+_RATES_HZ, _LOOK_S = (16, 10, 5, 3), 2.0
 
 #: The service is asked for its state so often, and given so long for an answer.
 _STATUS_S, _ANSWER_S = 1.0, 5.0

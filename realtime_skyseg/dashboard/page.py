@@ -23,7 +23,7 @@ from realtime_skyseg.records import Event
 _STATIC = Path(__file__).with_name("static")
 
 #: The page's numbers and plots are renewed so often; a finished run plays at such intervals.
-_NUMBERS_S, _PLOTS_S, _PLAY_S = 0.25, 0.5, 0.1
+_NUMBERS_S, _PLOTS_S, _PLAY_S = 0.5, 1.0, 0.1
 
 #: Without a frame for so long, a run is not called live.
 _STILL_S = 4.0

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import validate
 from realtime_skyseg.dashboard import Feed, Series
 from realtime_skyseg.dashboard.frames import pack, pack_runs, unpack_runs
-from realtime_skyseg.errors import ControlError
+from realtime_skyseg.errors import ControlError, SettingsError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -273,17 +275,22 @@ def test_without_its_packages_the_command_says_so(
     assert validate({"camera": {"driver": "replay", "path": "bundled"}})
 
 
-FILM = {
-    "camera": {"driver": "twin", "rate_hz": 10, "height_px": 160, "width_px": 200, "sample": {"kind": "film"}},
-    "field": {
-        "driver": "twin", "unit": "mT", "limit_mT": [-6, 6], "slew_mT_per_s": 20, "tolerance_mT": 0.1, "settle_s": 0.1,
-        "initial_mT": 1.0, "calibration": {"date": "2026-11-22", "note": "its own", "table": [[-10, -10], [10, 10]]},
-    },
-}  # fmt: skip
+def film_settings() -> dict[str, Any]:
+    """A small film with its magnet, at a port of its own."""
+    port = int(free_address().rsplit(":", 1)[1])
+    sample = {"kind": "film"}
+    return {
+        "camera": {"driver": "twin", "port": port, "rate_hz": 10, "height_px": 160, "width_px": 200, "sample": sample},
+        "field": {
+            "driver": "twin", "port": port, "unit": "mT", "limit_mT": [-6, 6], "slew_mT_per_s": 20, "settle_s": 0.1,
+            "tolerance_mT": 0.1, "initial_mT": 1.0,
+            "calibration": {"date": "2026-11-22", "note": "its own", "table": [[-10, -10], [10, 10]]},
+        },
+    }  # fmt: skip
 
 
 def test_a_field_reaches_the_magnet_after_a_question(tmp_path: Path, page_of: Any, browser: Any) -> None:
-    made = settings(tmp_path, **FILM, control={"enabled": True, "address": "tcp://127.0.0.1:0"})
+    made = settings(tmp_path, **film_settings(), control={"enabled": True, "address": "tcp://127.0.0.1:0"})
     with sky.Service(made).start() as run, sky.Control(run.control_address) as control:
         page = open_page(browser, page_of(run.address, "--control"))
         page.get_by_role("tab", name="Control").click()
@@ -311,7 +318,9 @@ def test_a_programme_is_seen_and_its_abort_is_safe(tmp_path: Path, page_of: Any,
         "programme": [{"do": "staircase", "name": "up", "from_mT": 1, "to_mT": 4, "step_mT": 0.5, "frames": 3},
                       {"do": "hold", "name": "wait", "field_mT": 4, "frames": 900}],
     }  # fmt: skip
-    made = settings(tmp_path, **FILM, experiment=programme, control={"enabled": True, "address": "tcp://127.0.0.1:0"})
+    made = settings(
+        tmp_path, **film_settings(), experiment=programme, control={"enabled": True, "address": "tcp://127.0.0.1:0"}
+    )
     with sky.Service(made).start() as run:
         page = open_page(browser, page_of(run.address, "--control"))
         page.get_by_role("tab", name="Programme").click()
@@ -400,7 +409,7 @@ def test_a_run_is_begun_without_an_editor(tmp_path: Path, page_of: Any, browser:
     page.get_by_role("button", name="Start").click()
     page.get_by_text("camera.rate_hz").wait_for(timeout=10_000)  # the sentence of the settings
     page.get_by_label("rate (Hz)").fill("8")
-    page.get_by_label("loop").check()
+    page.get_by_label("loop").click()
     page.get_by_role("button", name="Start").click()
     page.wait_for_function("window.skysegView && window.skysegView.frame?.head.count > 100", timeout=40_000)
     made = sky.load_config(tmp_path / "skyseg.yaml")
@@ -412,3 +421,59 @@ def test_a_run_is_begun_without_an_editor(tmp_path: Path, page_of: Any, browser:
     (file,) = (tmp_path / "runs").glob("*.h5")
     with sky.open_run(file) as run:
         assert run.pixel_size_um == 0.1
+
+
+def test_files_come_from_the_page_only(tmp_path: Path, page_of: Any) -> None:
+    url = page_of("tcp://127.0.0.1:9", folder=tmp_path)
+
+    def post(name: str, header: dict[str, str]) -> int:
+        request = urllib.request.Request(f"{url}/skyseg/files?name={name}", b"content", header, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def is_there() -> bool:
+        try:
+            return post("a.txt", {}) == 403
+        except OSError:
+            return False
+
+    until(is_there)
+    own = {"X-Skyseg": "1"}
+    assert [post(name, own) for name in ("film.tif", "..%2F..%2Fhome.tif", ".hidden", "")] == [200, 200, 400, 400]
+    assert sorted(one.name for one in (tmp_path / "skyseg-files").iterdir()) == ["film.tif", "home.tif"]
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_run_brings_its_page_along(tmp_path: Path) -> None:
+    address = free_address()
+    port = free_address().rsplit(":", 1)[1]
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"camera: {{driver: replay, path: bundled, loop: true, rate_hz: 5}}\nstream: {{address: '{address}'}}\n"
+        f"dashboard: {{port: {port}}}\nrecord: {{folder: '{tmp_path}'}}\n"
+    )
+    run = subprocess.Popen([sys.executable, "-m", "realtime_skyseg", "run", str(config)], env=as_a_user(),
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as answer:
+                return b"skyseg" in answer.read()
+        except OSError:
+            return False
+
+    try:
+        until(answers, 40)
+    finally:
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 0
+    assert not answers()
+
+
+def test_a_page_needs_a_stream_to_look_at() -> None:
+    camera = {"driver": "replay", "path": "bundled"}
+    with pytest.raises(SettingsError, match=r"dashboard\.port"):
+        validate({"camera": camera, "stream": {"address": "tcp://127.0.0.1:0"}, "dashboard": {"port": 8080}})

@@ -107,6 +107,7 @@ export class LiveView {
       this.draw();
       this.told.count(head);
       this.drawn += 1;
+      this.age = head.received_ms === null ? null : Date.now() - head.received_ms; // ms since the service got it
       if (this.step) { this.step = false; this.want(); }
     }
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ drawn: head.number }));
