@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from realtime_skyseg.records import Class, Mask
 
-#: Gaps are what a closing with this fills: up to 10 px.
-_CLOSING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+#: Gaps are what a closing with this fills: up to 8 px.
+_CLOSING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
 
 #: A gap that is at least so dark, from the film (0) to the domains (1), is none: between two domains that end there it
 #: is as bright as the film, but for what the optics blur. On the labelled images and on films of the twin .4 to .6 do

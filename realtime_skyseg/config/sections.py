@@ -185,7 +185,7 @@ class AnalysisSettings(Section):
     """Domains beyond some 80 px, which the network does not see whole, are sought in the image made four times smaller,
     where neighbouring parts of it are so alike that there may be some."""
     close_gaps: bool = True
-    """Gaps of up to 10 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
+    """Gaps of up to 8 px between skyrmions or stripes are closed where they are dark themselves: a stripe that noise
     has broken is one stripe."""
     specks: bool = True
     """Small dark objects that are as bright on their other side, as drift leaves specks of dirt, are defects where

@@ -107,7 +107,6 @@ class Mark(_Request):
 
 Request = (
     Status
-    | Programme
     | Stop
     | SetField
     | EnterField
@@ -119,6 +118,7 @@ Request = (
     | Abort
     | TakeBackground
     | Mark
+    | Programme
 )
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
