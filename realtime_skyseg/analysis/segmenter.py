@@ -52,6 +52,10 @@ _SURPRISE = 2.0
 #: was at most 90 px where it was more than 1.5 times the other.
 _SIGNAL, _LEAST_SIGNAL = 1.5, 7e-4
 
+#: In noise, what is believed of one polarity, in relation to what it leaves unexplained, is at most 1.3 times that of
+#: the other where there is much of it (60 such fields); in faint films with as much in the negative at least 2.9 times.
+_LOPSIDED = 2.0
+
 
 class Segmenter:
     """A model with its engine and the rules of measurement. Used by one thread at a time.
@@ -192,7 +196,10 @@ class Segmenter:
             found.mask[other.mask == Class.SKYRMION] = Class.SKYRMION
             return measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
         least, most = sorted((evidence, surprise))
-        if noise and most < _SIGNAL * least + _LEAST_SIGNAL * image.size:  # as much in the negative: noise is symmetric
+        few = _LEAST_SIGNAL * image.size
+        # As much in the negative, and as well explained by it: noise is symmetric. Faint stripes are not.
+        lopsided = most > few and max(believed, doubted) > _LOPSIDED * min(believed, doubted)
+        if noise and most < _SIGNAL * least + few and not lopsided:
             found.mask[found.mask == Class.SKYRMION] = Class.BACKGROUND
             empty = measure(found.mask, self._rules.min_area_px, self._rules.stripe_slenderness)
             return replace(empty, polarity=found.polarity, guessed=not known)
