@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -113,6 +115,10 @@ class Hub:
 
     async def send_frames(self, browser: WebSocket, name: str) -> None:
         """The newest frame of a source, whenever the browser has drawn those before, until it leaves."""
+        origin = browser.headers.get("origin")
+        if origin and urlsplit(origin).netloc != browser.headers.get("host"):
+            await browser.close(4403, "frames go to this page only")  # not to other sites that are open in the browser
+            return
         await browser.accept()
         source = self._sources.get(name)
         if source is None:
@@ -124,6 +130,8 @@ class Hub:
 def is_free(address: str) -> bool:
     """Whether nobody listens there on this computer."""
     with socket.socket() as one:
+        if os.name == "posix":  # else a port counts as taken for a minute after its server has left
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind(("127.0.0.1", int(address.rsplit(":", 1)[1])))
         except OSError:
@@ -148,7 +156,7 @@ class _Sender:
         leave = self._source.listen(tell)
         self._another.set()
         hearing = asyncio.create_task(self._hear())
-        last: tuple[Any, bool] | None = None
+        last = None
         look_s, looked = loop.time() + _LOOK_S, 0
         try:
             while not hearing.done():
@@ -160,12 +168,12 @@ class _Sender:
                     self._adapt((self._drawn - looked) / (loop.time() - look_s + _LOOK_S))
                     look_s, looked = loop.time() + _LOOK_S, self._drawn
                 shown = self._source.shown
-                if shown is None or not self._wants or (last and last[0] is shown):
+                if shown is None or not self._wants or shown is last:
                     continue
                 if self._sent - self._drawn >= _ON_THE_WAY:
                     self._held += 1
                     continue
-                last = (shown, self._raw)
+                last = shown
                 self._sent += 1
                 await self._browser.send_bytes(await asyncio.to_thread(pack, shown, self._sent))
         except (WebSocketDisconnect, RuntimeError, ValueError):

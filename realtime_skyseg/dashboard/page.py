@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -149,13 +150,16 @@ class Page:
         """In a process of its own, which stays when the page goes."""
         frame = run.shown.frame if run.shown else run.frames[0]
         command = [sys.executable, "-m", "realtime_skyseg", "napari", str(run.path), "--frame", str(frame)]
-        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        try:
-            said = child.communicate(timeout=1.5)[1]  # at once it says that napari is missing
-            ui.notify(said.strip().splitlines()[-1] if said else "napari has ended", type="negative", timeout=0,
-                      close_button="Close")  # fmt: skip
-        except subprocess.TimeoutExpired:
-            ui.notify(f"frame {frame} opens in napari", type="positive")
+        with tempfile.TemporaryFile() as log:
+            child = subprocess.Popen(command, stderr=log, start_new_session=True)
+            try:
+                child.wait(1.5)  # at once it says that napari is missing
+            except subprocess.TimeoutExpired:
+                ui.notify(f"frame {frame} opens in napari", type="positive")
+                return
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip().splitlines()
+        ui.notify(said[-1] if said else "napari has ended", type="negative", timeout=0, close_button="Close")
 
     def _tell(self, values: str) -> None:
         """Tell the view in the browser."""

@@ -264,7 +264,7 @@ class StartPage:
         while time.monotonic() < until and child.poll() is None and not (self._hub.feed and self._hub.feed.about):
             await asyncio.sleep(0.1)
         if child.poll() not in (None, 0):
-            said = child.stderr.read().strip().splitlines() if child.stderr else []
+            said = log_of(file).read_text(errors="replace").strip().splitlines()
             self._problem.text = said[-1] if said else f"the run ended with status {child.returncode}"
             self._begin.enable()
             self._waits.visible = False
@@ -340,7 +340,12 @@ async def keep_file(name: str, pieces: AsyncIterator[bytes]) -> Path:
     return path
 
 
-def _run(file: Path, address: str) -> subprocess.Popen[str]:
+def log_of(settings: Path) -> Path:
+    """Where a run that was begun from the page writes what it has to say: a pipe would fill up, and hold it."""
+    return settings.with_suffix(".log")
+
+
+def _run(file: Path, address: str) -> subprocess.Popen[bytes]:
     """A run in a process of its own, which goes on when the page ends."""
     command = [
         sys.executable,
@@ -352,9 +357,8 @@ def _run(file: Path, address: str) -> subprocess.Popen[str]:
         f"stream.address={address}",
         "--json",
     ]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with log_of(file).open("wb") as log:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
 
 
 def _free_port() -> int:

@@ -447,6 +447,31 @@ def test_files_come_from_the_page_only(tmp_path: Path, page_of: Any) -> None:
     assert not (tmp_path / "a.txt").exists()
 
 
+def test_frames_go_to_the_page_only(page_of: Any) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    url = page_of("tcp://127.0.0.1:9")
+    frames = url.replace("http", "ws") + "/skyseg/frames?source=live"
+
+    def joins(origin: str) -> bool:
+        try:
+            with client.connect(frames, origin=origin) as socket:
+                socket.send(json.dumps({"want": False}))
+                return True
+        except OSError as error:
+            raise ConnectionError from error
+        except Exception:  # refused
+            return False
+
+    def is_there() -> bool:
+        try:
+            return joins(url)
+        except ConnectionError:
+            return False
+
+    until(is_there)
+    assert not joins("http://elsewhere.example")
+
+
 def test_a_run_brings_its_page_along(tmp_path: Path) -> None:
     address = free_address()
     port = free_address().rsplit(":", 1)[1]
