@@ -248,7 +248,7 @@ def test_the_probability_of_the_network(lab: Path) -> None:
 def test_the_features_of_the_network_beside_the_path(lab: Path) -> None:
     """Of the prepared image, though the path goes on with the next one."""
     prepare = {"background": "rolling_median", "median_frames": 3, "median_every": 1}
-    made = settings(lab, {"limit": 20, "rate_hz": 10}, prepare=prepare, analysers={"latent": None})
+    made = settings(lab, {"limit": 40, "rate_hz": 10}, prepare=prepare, analysers={"latent": None})
     summary = sky.Service(made).run()
     shape = load_model("compact").shape
     with sky.open_run(summary.run_file) as run:
