@@ -133,7 +133,9 @@ class Segmenter:
             rehearsed = np.zeros(shape, np.uint8)
             rehearsed[2:6, 2:5] = rehearsed[2:6, 7:10] = Class.SKYRMION
             rehearsed[9:12, 2:6] = Class.OUTSIDE
-            self._mend(rehearsed, None)
+            if self._dark_only:
+                keep_bordered(rehearsed)
+                close_gaps(rehearsed, self._shown())
             self._measure(rehearsed)
         return self._engine
 

@@ -111,8 +111,8 @@ class Page:
             if isinstance(source, FinishedRun):
                 self._build_reel(source)
             else:
-                self._pause = _button("Pause", self._toggle)
-                _button("Step", lambda: self._tell("{paused: true, step: true}"))
+                self._pause = plain_button("Pause", self._toggle)
+                plain_button("Step", lambda: self._tell("{paused: true, step: true}"))
             ui.checkbox("Outlines", value=True, on_change=lambda e: self._tell(f"{{outlines: {json.dumps(e.value)}}}"))
             self._colour = ui.select({"": "no colours"}, value="", label="Colour by", on_change=self._colour_by)
             self._colour.classes("colour").props("dense options-dense")
@@ -125,15 +125,15 @@ class Page:
             ends.props('aria-label="Dark and bright end"').bind_visibility_from(light, "value", lambda v: v == -1)
             light.on_value_change(lambda e: self._tell(f"{{percent: {e.value}}}"))
             ends.on_value_change(lambda e: self._tell(f"{{low: {e.value['min'] / 100}, high: {e.value['max'] / 100}}}"))
-            _button("Fit", lambda: self._tell("{view: {x: 0, y: 0, zoom: 1}}"))
-            _button("Save picture", lambda: ui.run_javascript("window.skysegView?.save()"))
+            plain_button("Fit", lambda: self._tell("{view: {x: 0, y: 0, zoom: 1}}"))
+            plain_button("Save picture", lambda: ui.run_javascript("window.skysegView?.save()"))
         view(self._name)
 
     def _build_reel(self, run: FinishedRun) -> None:
         """Choose the frame of a finished run."""
         last = len(run.frames) - 1
         playing = ui.timer(_PLAY_S, lambda: reel.set_value((int(reel.value) + 1) % (last + 1)), active=False)
-        play = _button("Play", lambda: None)
+        play = plain_button("Play", lambda: None)
 
         def toggle() -> None:
             playing.active = not playing.active
@@ -144,7 +144,7 @@ class Page:
         reel.on_value_change(lambda e: run.show(min(int(e.value), last)))
         shown = ui.label("").classes("small")
         ui.timer(_PLAY_S, lambda: shown.set_text(f"frame {run.shown.frame} of {run.frames[-1]}" if run.shown else ""))
-        _button("Open in napari", lambda: self._napari(run))
+        plain_button("Open in napari", lambda: self._napari(run))
 
     def _napari(self, run: FinishedRun) -> None:
         """In a process of its own, which stays when the page goes."""
@@ -204,7 +204,7 @@ class Page:
             self._quantity.props("dense options-dense")
             self._against = ui.toggle({"time": "over time", "field": "over field"}, value="time")
             self._against.props("dense no-caps unelevated")
-            _button("Save numbers", self._save_numbers)
+            plain_button("Save numbers", self._save_numbers)
         self._chart = charts.draw(charts.line_chart(), "Plot of a quantity")
         self._of_objects = ui.select({"diameter": "diameter"}, value="diameter", label="Histogram of").classes("colour")
         self._of_objects.props("dense options-dense")
@@ -358,25 +358,25 @@ class Page:
     def _build_control(self) -> None:
         with ui.element("div").classes("tools"):
             field = ui.number("Field (mT)", format="%.3f").props("dense").classes("narrow")
-            _button("Set", lambda: self._to_field("set_field", "Set the field to", field_mT=field.value))
+            plain_button("Set", lambda: self._to_field("set_field", "Set the field to", field_mT=field.value))
             swing = ui.number("Demagnetise from (mT)", format="%.1f").props("dense").classes("narrow")
-            _button("Go", lambda: self._to_field("demagnetise", "Demagnetise from", amplitude_mT=swing.value))
+            plain_button("Go", lambda: self._to_field("demagnetise", "Demagnetise from", amplitude_mT=swing.value))
         with ui.element("div").classes("tools"):
             pulse = ui.number("In-plane pulse (mT)", format="%.1f").props("dense").classes("narrow")
             seconds = ui.number("for (s)", value=0.01, format="%.3f").props("dense").classes("narrow")
-            _button("Pulse", lambda: self._to_field(
+            plain_button("Pulse", lambda: self._to_field(
                 "pulse", "Give an in-plane pulse of", in_plane_mT=pulse.value, seconds=seconds.value))  # fmt: skip
         with ui.element("div").classes("tools"):
             note = ui.input("Note").props("dense").classes("wide")
-            _button("Write", lambda: self._ask("mark", message=note.value or ""))
-            _button("Take background", lambda: self._ask("take_background"))
+            plain_button("Write", lambda: self._ask("mark", message=note.value or ""))
+            plain_button("Take background", lambda: self._ask("take_background"))
         with ui.element("div").classes("tools"):
-            _button("Pause programme", lambda: self._ask("pause"))
-            _button("Resume", lambda: self._ask("resume"))
-            _button(
+            plain_button("Pause programme", lambda: self._ask("pause"))
+            plain_button("Resume", lambda: self._ask("resume"))
+            plain_button(
                 "Abort programme", lambda: self._sure("abort", "Abort the programme? The field is made safe."), "red-4"
             )
-            _button("Stop recording", lambda: self._sure("stop", "End the run and its recording?"), "red-4")
+            plain_button("Stop recording", lambda: self._sure("stop", "End the run and its recording?"), "red-4")
 
     async def _to_field(self, do: str, question: str, **values: float | None) -> None:
         if None in values.values():
@@ -496,7 +496,8 @@ def _said(text: str, value: float | None) -> str:
     return "" if value is None else text.format(value)
 
 
-def _button(text: str, action: Callable[[], Any], colour: str = "light-blue-3") -> ui.button:
+def plain_button(text: str, action: Callable[[], Any], colour: str = "light-blue-3") -> ui.button:
+    """A button as all of the page's are."""
     return ui.button(text, on_click=action).props(f"outline no-caps dense color={colour}")
 
 

@@ -19,7 +19,7 @@ from realtime_skyseg.config.sections import RecordSettings
 from realtime_skyseg.dashboard.finished import FinishedRun
 from realtime_skyseg.dashboard.form import Form
 from realtime_skyseg.dashboard.hub import Hub, is_free
-from realtime_skyseg.dashboard.page import frame_of_page, view
+from realtime_skyseg.dashboard.page import frame_of_page, plain_button, view
 from realtime_skyseg.dashboard.trial import Trial
 from realtime_skyseg.errors import SkysegError
 from realtime_skyseg.recordings import open_recording
@@ -76,7 +76,7 @@ def runs_page(hub: Hub, folder: Path) -> None:
                 return
             ui.navigate.to(f"/run?path={Path(file).resolve()}")
 
-        _button("Open", lambda: show(path.value or ""))
+        plain_button("Open", lambda: show(path.value or ""))
         found = sorted(folder.glob("**/*.h5"), key=lambda one: one.stat().st_mtime, reverse=True)[:50]
         ui.label(f"The newest in {folder.resolve()}:" if found else f"None in {folder.resolve()}.").classes("small")
         with ui.element("ul").classes("files"):
@@ -109,12 +109,12 @@ class TryPage:
                 with ui.element("div").classes("tools"):
                     bring_file("skyseg-picture", "Open a picture", self._open)
                     path = ui.input("or its path").classes("wide").props("dense")
-                    _button("Open", lambda: self._open(Path(path.value or "")))
+                    plain_button("Open", lambda: self._open(Path(path.value or "")))
                     raw = ui.select({False: "as segmented", True: "as it is"}, value=False, label="Image")
                     raw.classes("colour").props("dense options-dense")
                     raw.on_value_change(lambda e: ui.run_javascript(
                         f"window.skysegView?.set({{raw: {'true' if e.value else 'false'}}})"))  # fmt: skip
-                    _button("Save picture", lambda: ui.run_javascript("window.skysegView?.save()"))
+                    plain_button("Save picture", lambda: ui.run_javascript("window.skysegView?.save()"))
                 view(self._name)
             with ui.element("section").classes("side entries").props('aria-label="Settings"'):
                 self._problem = ui.label("").classes("problem").props("role=alert")
@@ -131,7 +131,7 @@ class TryPage:
                 with ui.expansion("Preparation of raw images").classes("more"):
                     self._prepare = Form(PrepareSettings, ["background", "flat_field", "drift"], on_change=self._again)
                 with ui.element("div").classes("tools"):
-                    _button("Save as settings", self._save)
+                    plain_button("Save as settings", self._save)
         self._tell()
 
     def _tree(self) -> dict[str, Any]:
@@ -372,10 +372,6 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
-
-
-def _button(text: str, action: Any) -> ui.button:
-    return ui.button(text, on_click=action).props("outline no-caps dense color=light-blue-3")
 
 
 __all__ = ["StartPage", "TryPage", "keep_file", "read_image", "runs_page"]
