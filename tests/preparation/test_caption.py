@@ -93,3 +93,12 @@ def test_what_is_found_in_the_film_is_what_would_be_found_without_a_caption(ink:
     assert (found.mask[: SHAPE[0]] != plain.mask).mean() < 0.002
     kept = sky.Segmenter(segmenter.model, AnalysisSettings(engine="torch", captions=False))(with_bar(film(), ink))
     assert not kept.drawn
+
+
+def test_frames_of_another_size_after_one_with_a_scale_bar() -> None:
+    image = film().clip(10, 240)
+    cv2.rectangle(image, (220, 205), (290, 210), 255, -1)
+    segmenter = sky.Segmenter.load("compact", engine="torch")
+    assert segmenter(image).drawn
+    segmenter.open((160, 200))
+    assert not segmenter(film()[:160, :200]).drawn
