@@ -65,6 +65,8 @@ class Training:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # A processor that has it only by emulation takes 6 (compact) to 9 times (accurate) as long with it.
+        self._has_bfloat16 = self._device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.training, self.validation = split(settings)
         self._teachers = [self._ready(_network_of("teachers", name)) for name in settings.teachers]
         if settings.start_from:
@@ -139,7 +141,7 @@ class Training:
         return float(loss.item())
 
     def _logits(self, network: UNet, inputs: Tensor) -> Tensor:
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._has_bfloat16):
             small = network(inputs)
         return functional.pixel_shuffle(small.float(), network.shape.unshuffle)
 
