@@ -9,7 +9,7 @@ and is switched on by its name in the settings: `analysers: {mean_grey: {...}}`,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +20,9 @@ from realtime_skyseg.records import Image, Mask, Objects
 from realtime_skyseg.section import Section
 
 if TYPE_CHECKING:
+    from realtime_skyseg.analysers.looks import Looks
     from realtime_skyseg.analysers.objects import Runs
+    from realtime_skyseg.analysers.trust import Trust
 
 #: What an analyser may ask for beyond the image, the mask and the objects, which are always there.
 NETWORK_OUTPUTS = ("probability", "features")
@@ -43,7 +45,15 @@ class View:
     values: dict[str, float]  # the frame's quantities so far: count, stripes, area_fraction, those of analysers before
     pixel_size_um: float | None = None
     output_of: Callable[[str, Image], NDArray[np.float32]] | None = None
+    inverted: bool = False  # skyrmions are bright
+    trust: "Trust | None" = None  # how far the model's results can be believed; None: it was not calibrated
+    told: list[tuple[str, str]] = field(default_factory=list)
     _runs: "tuple[Runs, int] | None" = None
+    _looks: "Looks | None" = None
+
+    def tell(self, kind: str, message: str) -> None:
+        """An event, for the run file and the stream: a word for what it is, and a sentence."""
+        self.told.append((kind, message))
 
     @property
     def probability(self) -> NDArray[np.float32]:
@@ -58,6 +68,15 @@ class View:
         if self._runs is None:
             self._runs = find_runs(self.mask)
         return self._runs
+
+    @property
+    def looks(self) -> "Looks":
+        """What frame and objects look like: see `analysers.looks.looks_of`."""
+        from realtime_skyseg.analysers.looks import looks_of
+
+        if self._looks is None:
+            self._looks = looks_of(self.image, self.mask, self.objects, self.runs, self.inverted)
+        return self._looks
 
     @property
     def features(self) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ BUDGET_MS = 20.0
 #: Names that stand for something else in a run file or a message.
 RESERVED = {
     "frame", "number", "htype", "run", "msg_number", "shape", "type", "compression", "object_dtype", "objects_base64",
-    "drift_px", "field_mT", "time_s", "diameter_px", "area_px", "domain", *(OBJECT_DTYPE.names or ()),
+    "drift_px", "field_mT", "time_s", "diameter_px", "area_px", *(OBJECT_DTYPE.names or ()),
     "written", "camera_lost", "camera_ns", "received_ns", "written_ns", "write_ns", "field_age_ns", "raw_crc32",
     "row_crc32", "skipped", "segmented_ns", "published_ns", "drift_x_px", "drift_y_px", "drift_quality", "polarity",
     "source_crc32", "mask_crc32", "objects_crc32", "result_crc32",
@@ -76,6 +76,7 @@ class RunningAnalyser:
             return Found()
         self.frames += 1
         begun = time.perf_counter_ns()
+        view = replace(view, told=[]) if self.pace == "when_idle" else view  # which others look at meanwhile
         try:
             found = self._checked(self.analyser(view), view)
         except BaseException as error:  # an analyser may raise SystemExit, too
@@ -84,7 +85,8 @@ class RunningAnalyser:
         else:
             self._in_a_row = 0
         self.took_ns = time.perf_counter_ns() - begun
-        found.events += self._watch_budget(view.frame)
+        found.events += [*view.told, *self._watch_budget(view.frame)]
+        view.told.clear()
         return found
 
     def summary(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from realtime_skyseg.analysers import RunningAnalyser, View
 from realtime_skyseg.analysers.api import NETWORK_OUTPUTS
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.analysers.running import Found, with_columns
+from realtime_skyseg.analysers.trust import Trust
 from realtime_skyseg.analysis.segmenter import Segmenter
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.quantities import Quantity
@@ -43,6 +44,7 @@ class FramePath:
         self.segmenter = segmenter
         self.preparation = preparation
         self._watched = bool(analysers)
+        self._trust = Trust.of(segmenter.model.trust)
         self._analysers = [analyser for analyser in analysers if analyser.pace == "every_frame"]
         self._pixel_size_um = pixel_size_um
         self._columns: list[Quantity] = [q for analyser in self._analysers for q in analyser.of("object")]
@@ -125,6 +127,7 @@ class FramePath:
         self.view = View(
             frame.index, (stamp_ns - self._first_ns) / 1e9, frame.field_mT, image, found.mask, found.objects,
             result.values, self._pixel_size_um, partial(self._outputs, inverted) if self._outputs else None,
+            inverted, self._trust,
         )  # fmt: skip
         for analyser in self._analysers:
             one: Found = analyser(self.view)

@@ -115,6 +115,11 @@ class Segmenter:
         return cls(load_model(analysis.model), analysis, measure)
 
     @property
+    def rules(self) -> MeasureSettings:
+        """What counts as an object, and as a stripe."""
+        return self._rules
+
+    @property
     def engine(self) -> Engine:
         """The engine in use; raises `FrameError` before the first image."""
         if self._engine is None:

@@ -1,4 +1,4 @@
-"""Commands on models: models, train, evaluate, bench, export, quantise, import, threshold."""
+"""Commands on models: models, train, evaluate, calibrate, bench, export, quantise, import, threshold."""
 
 import argparse
 import sys
@@ -157,6 +157,54 @@ def quantise_command(options: argparse.Namespace) -> int:
     pairs = read_labelled(options.images, options.labels, options.table, options.fold)
     agreement = quantise(model, [pair.image for pair in pairs])
     print(f"{model.quantised}: agrees with torch float32 on {agreement:.2%} of the pixels; now run `skyseg evaluate`")
+    return 0
+
+
+def calibrate_command(options: argparse.Namespace) -> int:
+    """`skyseg calibrate`."""
+    from realtime_skyseg.analysis import Segmenter
+    from realtime_skyseg.plots import plot_trust
+    from realtime_skyseg.segmentation.model import load_model, save_trust
+    from realtime_skyseg.training.calibrate import calibrate
+    from realtime_skyseg.training.cases import bad_cases, good_cases
+    from realtime_skyseg.training.labelled import LabelledImage, read_labelled, spread_over_folds
+
+    if "{fold}" not in (options.left_out or "{fold}"):
+        raise SettingsError(f"--left-out '{options.left_out}': allowed: names of model files, with {{fold}} in them")
+    model = load_model(options.model)
+    pairs = read_labelled(options.images, options.labels, options.table)
+    folds = sorted({pair.fold for pair in pairs})
+    made = [
+        spread_over_folds(read_labelled(more / "images", more / "labels"), folds, more.name) for more in options.more
+    ]
+    segmenters: dict[tuple[str, tuple[int, ...]], Segmenter] = {}
+
+    def segmenter_of(pair: LabelledImage) -> Segmenter:
+        name = options.left_out.format(fold=pair.fold) if options.left_out else options.model
+        key = name, pair.image.shape
+        if key not in segmenters:
+            segmenters[key] = Segmenter.load(name, options.engine)
+        return segmenters[key]
+
+    cases = good_cases(pairs, segmenter_of, options.seed) + bad_cases(pairs, segmenter_of, options.seed)
+    for one in made:
+        cases += good_cases(one, segmenter_of, options.seed, varied=False)
+        cases += bad_cases(one, segmenter_of, options.seed, share=0.05)
+    names = sorted({pair.source for pair in pairs}, key=lambda name: (len(name), name))
+    on = f"{len(pairs)} images of {len(names)} sources, {sum(map(len, made))} made ones; folds {folds}"
+    trust, figures = calibrate(cases, on)
+    save_trust(model, trust.as_dict() | {"figures": figures}, options.out)
+    for fold, row in figures["folds"].items():
+        print(f"fold {fold} left out: calibration error of objects {row['ece']:.3f}; the interval holds the count in "
+              f"{row['held']:.1%} of {row['images']} images (worst source {row['worst_source']:.0%}), median width "
+              f"{row['median_width']:.0f} at {row['median_true']:.0f} skyrmions")  # fmt: skip
+    print(f"out of range: AUROC {figures['auroc']:.3f}, of mild damage {figures['auroc_mild']:.3f}; false alarms "
+          f"{figures['false_alarms']:.1%}\nmodel: {options.out}")  # fmt: skip
+    if options.json:
+        _write_json(options.json, figures)
+    if options.plot:
+        plot_trust(figures, options.plot)
+        print(f"picture: {options.plot}")
     return 0
 
 

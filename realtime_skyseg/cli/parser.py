@@ -18,6 +18,7 @@ from realtime_skyseg.cli.files import (
 )
 from realtime_skyseg.cli.models import (
     bench_command,
+    calibrate_command,
     evaluate_command,
     export_command,
     import_command,
@@ -240,6 +241,24 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE", help="onnx only; default: MODEL-HEIGHTxWIDTH.onnx")
     command.set_defaults(command=export_command)
 
+    command = commands.add_parser("calibrate", help="find out how far a model's counts can be believed, and keep that "
+                                  "in its file")  # fmt: skip
+    command.add_argument("model", help="a shipped model or a file")
+    command.add_argument(
+        "--images", type=Path, required=True, help="folder of images that the model did not learn from"
+    )
+    command.add_argument("--labels", type=Path, required=True, help="folder of label pictures of the same names")
+    command.add_argument("--table", type=Path, required=True, help="CSV with the columns image, source_id, fold")
+    command.add_argument("--left-out", metavar="NAME-without-{fold}.safetensors", help="models of the same kind that "
+                         "have not seen a fold, as train --leave-out makes them; they look at it instead")  # fmt: skip
+    command.add_argument("--more", type=Path, action="append", default=[], metavar="DIR", help="made images, of "
+                         "skyseg simulate --folder; may be repeated")  # fmt: skip
+    command.add_argument("--engine", default="auto", choices=_ENGINES, help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=1, help="of all chance; default: %(default)s")
+    command.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model file with what was found")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    command.add_argument("--plot", type=_picture, metavar="PNG", help="draw reliability, reasons and errors")
+    command.set_defaults(command=calibrate_command)
     command = commands.add_parser("quantise", help="give a model a graph in 8 bits, which OpenVINO runs faster")
     command.add_argument("model", help="a shipped model or a file; the graph is written beside it")
     command.add_argument("--images", type=Path, required=True, help="folder of images to calibrate on")

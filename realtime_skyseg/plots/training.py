@@ -56,6 +56,42 @@ def plot_sureness(sureness: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def plot_trust(figures: dict[str, Any], path: Path) -> None:
+    """Write a picture of what is known of a model's sureness: reliability, error of what is kept, what is flagged.
+
+    Args:
+        figures: as `training.calibrate.figures_of`.
+        path: the picture.
+    """
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    axes = figure.subplot_mosaic([["reliability", "damage"], ["selective", "damage"]])
+    axis = axes["reliability"]
+    axis.plot([0, 1], [0, 1], color="lightgray")
+    for fold, row in figures["folds"].items():
+        kept = [index for index, n in enumerate(row["in_bin"]) if n >= 20]
+        points = [[row[name][index] for index in kept] for name in ("probability", "observed")]
+        axis.plot(*points, ".-", label=f"fold {fold}: {row['ece']:.3f}")
+    axis.set(xlabel="sureness", ylabel="share of objects that are one", xlim=(0, 1), ylim=(0, 1))
+    axis.set_title("objects of folds left out")
+    axis.legend(title="calibration error")
+    axis = axes["selective"]
+    axis.plot(figures["selective"]["kept"], [100 * error for error in figures["selective"]["error"]], ".-")
+    axis.set(xlabel="share of frames kept, by the domain score", ylabel="mean count error (%)", xlim=(0, 1.02))
+    axis.set_ylim(bottom=0)
+    axis.set_title("a mix with one damaged frame in ten")
+    axis = axes["damage"]
+    names = [name for name in figures["damage"] if not name.endswith(", mild")]
+    for offset, suffix, colour, label in ((0.2, "", "tab:blue", "plain"), (-0.2, ", mild", "tab:cyan", "mild")):
+        shares = [figures["damage"].get(name + suffix, {}).get("flagged", 0) for name in names]
+        places = [len(names) - index + offset for index in range(len(names))]
+        axis.barh(places, shares, 0.4, color=colour, label=label)
+    axis.set_yticks([len(names) - index for index in range(len(names))], names)
+    axis.set(xlabel="share called out of range", xlim=(0, 1), ylim=(0.4, len(names) + 0.6))
+    axis.set_title(f"damaged images; of good ones {figures['false_alarms']:.1%}")
+    axis.legend(loc="lower right")
+    save(figure, path)
+
+
 def plot_cases(cases: list[tuple[str, Image, Mask, Mask]], path: Path) -> None:
     """Write images with the outlines of their labels (left) and of what was found (right), a row each.
 

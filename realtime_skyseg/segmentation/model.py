@@ -33,11 +33,14 @@ class Model:
 
     name: str
     path: Path
-    sha256: str  # of the whole file
+    sha256: str  # of the whole file, as it was before it was calibrated
     network: dict[str, Any]  # fields of `NetworkShape`
     scaling: Scaling  # what the network was trained on
     polarity: TrainedPolarity  # the same
     training: dict[str, Any]  # data, split, seed and figures, as written by training
+    trust: dict[str, Any] | None = (
+        None  # how far its results can be believed, as written by `save_trust`; None: unknown
+    )
 
     @property
     def quantised(self) -> Path:
@@ -100,15 +103,55 @@ def load_model(name: str) -> Model:
             raise ValueError(f"{network}; allowed: whole numbers from 0 to {_LARGEST}, depth up to {_MOST_LEVELS}")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"model {path} does not say what network it is: {str(error)[:200]}") from error
+    whole = path.read_bytes()
+    sha256, trust = hashlib.sha256(whole).hexdigest(), None
+    if "trust" in metadata:
+        trust = json_text.load(metadata["trust"])
+        of = trust.get("of", {}) if isinstance(trust, dict) else {}
+        # Weights that were changed since are other weights, of which nothing is known.
+        known = of.get("content_sha256") == _content(whole)
+        sha256, trust = (of["file_sha256"], trust) if known else (sha256, None)
     return Model(
         name=path.stem,
         path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256,
         network=network,
         scaling=metadata.get("scaling", "percentiles"),
         polarity=metadata.get("polarity", "any"),  # models of version 0.1 do not tell
         training=training,
+        trust=trust,
     )
+
+
+def _tensors(whole: bytes) -> bytes:
+    """The part of a safetensors file behind its header."""
+    return whole[8 + int.from_bytes(whole[:8], "little") :]
+
+
+def _content(whole: bytes) -> str:
+    """Of the tensors, and of all that is told of them but for `trust`."""
+    tensors = _tensors(whole)
+    header = json.loads(whole[8 : len(whole) - len(tensors)])
+    header["__metadata__"].pop("trust", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + tensors).hexdigest()
+
+
+def save_trust(model: Model, trust: dict[str, Any], path: Path) -> None:
+    """Write a model file that is the same but for what is known of how far its results can be believed.
+
+    The model's `sha256`, by which run files and engines know it, stays what it is.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    whole = model.path.read_bytes()
+    tensors = _tensors(whole)
+    header = json.loads(whole[8 : len(whole) - len(tensors)])
+    of = {"file_sha256": model.sha256, "content_sha256": _content(whole)}
+    header["__metadata__"]["trust"] = json.dumps({"of": of, **trust})
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    _write(path, len(head).to_bytes(8, "little") + head + tensors)
 
 
 def save_model(
@@ -133,10 +176,14 @@ def save_model(
         "polarity": polarity,
         "training": json.dumps(training),
     }
+    _write(path, save(tensors, metadata))
+
+
+def _write(path: Path, whole: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(tensors, metadata))
+        partial.write_bytes(whole)
         partial.replace(path)
     except OSError as error:
         raise SettingsError(f"model file '{path}' cannot be written: {error.strerror}") from error

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 
 from realtime_skyseg.analysers.objects import measure
 from realtime_skyseg.analysis import Segmenter
-from realtime_skyseg.records import Class, Image, Kind, Mask
+from realtime_skyseg.records import Class, Image, Kind, Mask, Objects
 from realtime_skyseg.training.labelled import LabelledImage
 
 #: Label fragments below this area are noise.
@@ -263,19 +263,31 @@ def _rim(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _near(found: np.ndarray, true: np.ndarray) -> int:
     """Pairs of objects whose centroids are near each other; each object is in one pair at most."""
-    (found_yx, _), (true_yx, reach) = (_centroids(labels) for labels in (found, true))
-    if not len(found_yx) or not len(true_yx):
-        return 0
-    pairs = KDTree(found_yx).sparse_distance_matrix(KDTree(true_yx), float(reach.max()), output_type="ndarray")
+    return len(_nearest(_centroids(found)[0], *_centroids(true)))
+
+
+def matched_objects(objects: Objects, label: Mask) -> NDArray[np.bool_]:
+    """(n,) which objects of a table have one of the label near them, by their centroids; see `score_image`."""
+    matched = np.zeros(len(objects), np.bool_)
+    points = np.stack([objects["y"], objects["x"]], 1).astype(np.float64)
+    matched[_nearest(points, *_centroids(_components(label == Class.SKYRMION)[0]))] = True
+    return matched
+
+
+def _nearest(found: np.ndarray, true: np.ndarray, reach: np.ndarray) -> list[int]:
+    """Which of the points found are nearest to a true one within its reach, nearest pairs first."""
+    if not len(found) or not len(true):
+        return []
+    pairs = KDTree(found).sparse_distance_matrix(KDTree(true), float(reach.max()), output_type="ndarray")
     pairs = np.sort(pairs[pairs["v"] <= reach[pairs["j"]]], order="v")
+    matched: list[int] = []
     used: tuple[set[int], set[int]] = (set(), set())
-    n = 0
     for i, j in zip(pairs["i"].tolist(), pairs["j"].tolist(), strict=True):
         if i not in used[0] and j not in used[1]:
             used[0].add(i)
             used[1].add(j)
-            n += 1
-    return n
+            matched.append(i)
+    return matched
 
 
 def _centroids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Labelled images: a folder of images, a folder of label pictures, and a table that says which belong together."""
 
 import csv
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,6 +166,14 @@ def read_labelled(
             raise SettingsError(f"labels: {label} is {mask.shape}, but its image is {image.shape}")
         pairs.append(LabelledImage(name, source, fold, image, mask))
     return pairs
+
+
+def spread_over_folds(pairs: Sequence[LabelledImage], folds: Sequence[int], name: str) -> list[LabelledImage]:
+    """Made images, which have no source: a part of them, as one source, for each fold."""
+    return [
+        replace(pair, source=f"{name} {folds[index % len(folds)]}", fold=folds[index % len(folds)])
+        for index, pair in enumerate(pairs)
+    ]
 
 
 def split(settings: TrainingSettings) -> tuple[list[LabelledImage], list[LabelledImage]]:
