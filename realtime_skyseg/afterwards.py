@@ -1,7 +1,7 @@
 """More quantities of a run that is over: analysers on its stored frames and masks, without segmenting again."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from realtime_skyseg.analysers import RunningAnalyser, View
 from realtime_skyseg.analysers.api import NETWORK_OUTPUTS
 from realtime_skyseg.analysers.running import with_columns
+from realtime_skyseg.analysers.trust import Trust
 from realtime_skyseg.analysis import Segmenter
 from realtime_skyseg.config import Config, validate
-from realtime_skyseg.errors import RunFileUnusableError, SettingsError
+from realtime_skyseg.errors import ModelError, RunFileUnusableError, SettingsError
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.quantities import Columns
 from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE, OBJECT_QUANTITIES, Image, Objects, Skipped
-from realtime_skyseg.segmentation import load_model, shipped_models
+from realtime_skyseg.segmentation import Model, load_model, shipped_models
 from realtime_skyseg.storage import Run
 
 #: Called with how many frames are done, and of how many.
@@ -101,21 +102,13 @@ def measure_again(
     """
     config = validate({"camera": {"driver": "replay", "path": "bundled"}, "analysers": dict(analysers)})
     running = [one for one in config.open_analysers(math.inf) if one.pace == "every_frame"]
-    table = run.table
     analysed = analysed_frames(run)
-    images, outputs = StoredImages(run), _outputs(run, running)
     columns = [quantity for one in running for quantity in one.of("object")]
     of_frame = [quantity for one in running for quantity in one.of("frame")]
     frames = np.empty(len(analysed), [("frame", "i8"), *((one.name, one.dtype) for one in of_frame)])
     objects = []
-    for row, index in enumerate(analysed):
+    for row, (index, view) in enumerate(zip(analysed, views(run, analysed, _outputs(run, running)), strict=True)):
         frames[row] = (index, *(one.fill for one in of_frame))
-        stored = run.objects(index)
-        view = View(
-            index, float(table["time_s"][index]), float(table["field_mT"][index]), images(index), run.mask[index],
-            _plain(stored), {name: float(table[name][index]) for name in FRAME_QUANTITIES}, run.pixel_size_um,
-            partial(outputs, table["polarity"][index] > 0) if outputs else None,
-        )  # fmt: skip
         if np.isfinite(view.values["count"]):  # else it shows nothing
             for one in running:
                 found = one(view)
@@ -132,6 +125,34 @@ def measure_again(
         objects = [_with_frame(with_columns(np.empty(0, OBJECT_DTYPE), {}, columns), 0)]
     declared = {one.name: one for one in (*OBJECT_QUANTITIES.values(), *columns, *of_frame)}
     return frames, np.concatenate(objects), declared
+
+
+def views(
+    run: Run, frames: Sequence[int], outputs: Callable[[bool, str, Image], NDArray[np.float32]] | None = None
+) -> Iterator[View]:
+    """Analysed frames of a run, in their order, as analysers see them; `outputs`: of the network."""
+    table, images, trust = run.table, StoredImages(run), _trust_of(run)
+    for index in frames:
+        inverted = bool(table["polarity"][index] > 0)
+        yield View(
+            index, float(table["time_s"][index]), float(table["field_mT"][index]), images(index), run.mask[index],
+            _plain(run.objects(index)), {name: float(table[name][index]) for name in FRAME_QUANTITIES},
+            run.pixel_size_um, partial(outputs, inverted) if outputs else None, inverted, trust,
+        )  # fmt: skip
+
+
+def _trust_of(run: Run) -> Trust | None:
+    """How far the results of the run's own weights can be believed; None: nobody knows, or they are not at hand."""
+    try:
+        model = _model_of(run)
+    except (SettingsError, ModelError):
+        return None
+    return Trust.of(model.trust) if model.sha256 == run.provenance["weights_sha256"] else None
+
+
+def _model_of(run: Run) -> Model:
+    tree = {"camera": {"driver": "replay", "path": "bundled"}, "analysis": run.config.get("analysis", {})}
+    return segmenter_of(validate(tree), run.provenance["weights_sha256"]).model
 
 
 def _plain(objects: Objects) -> Objects:

@@ -168,21 +168,25 @@ def add_to_napari(viewer: Any, run: Run) -> None:
 
     Frames and classes are read from the file as they are looked at: keep the run open.
     """
-    from napari.utils import DirectLabelColormap
-
     size, unit = (1.0, "pixel") if run.pixel_size_um is None else (run.pixel_size_um, "um")
     place: dict[str, Any] = {"scale": (1.0, size, size), "units": ("pixel", unit, unit)}
     viewer.add_image(run.raw, name="frames", colormap="gray", **place)
-    colours = {int(value): np.array([*colour, 255]) / 255 for value, colour in _PALETTE.items() if value}
-    clear: dict[int | None, Any] = {None: np.zeros(4), 0: np.zeros(4)}
-    colormap = DirectLabelColormap(color_dict=clear | colours)
-    viewer.add_labels(run.mask, name="classes", colormap=colormap, opacity=0.35, **place)
+    viewer.add_labels(run.mask, name="classes", colormap=class_colormap(), opacity=0.35, **place)
     objects, _ = tracked_objects(run)
     objects = objects[objects["track"] >= 0]
     objects = objects[np.lexsort((objects["frame"], objects["track"]))]
     if len(objects):
         ways = np.stack([objects["track"], objects["frame"], objects["y"], objects["x"]], 1).astype(np.float64)
         viewer.add_tracks(ways, name="tracks", **place)
+
+
+def class_colormap() -> Any:
+    """The colours of labels for napari, which is to be installed; class background is clear."""
+    from napari.utils import DirectLabelColormap
+
+    colours = {int(value): np.array([*colour, 255]) / 255 for value, colour in _PALETTE.items() if value}
+    clear: dict[int | None, Any] = {None: np.zeros(4), 0: np.zeros(4)}
+    return DirectLabelColormap(color_dict=clear | colours)
 
 
 def _picture(run: Run, images: StoredImages, frame: int, kind: Kind, stem: str) -> tuple[str, bytes]:

@@ -23,6 +23,7 @@ from realtime_skyseg.pipeline import STAGES, Pipeline
 from realtime_skyseg.quantities import on_sample
 from realtime_skyseg.records import Skipped, printable
 from realtime_skyseg.service import Service, Summary
+from realtime_skyseg.service.summary import range_of
 from realtime_skyseg.storage import Run
 from realtime_skyseg.streaming import EventMessage, HeaderMessage, ImageMessage, Message, SeriesEndMessage, Subscriber
 
@@ -177,6 +178,8 @@ def show_summary(console: Console, summary: Summary) -> None:
         table.add_row("lost by the camera", str(frames["camera_lost"]))
     table.add_row("rate", f"{summary.rate_hz:.1f} frames/s for {summary.duration_s:.1f} s")
     table.add_row("engine", f"{summary.engine} ({summary.precision}) on {summary.device}, model {summary.model}")
+    if judged := range_of(summary.analysers):
+        table.add_row("range", judged[1])
     table.add_row("run file", "\n".join(summary.run_files))
     console.print(table)
     console.print(_latency_table(summary.latency_ms))

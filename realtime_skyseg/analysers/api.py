@@ -119,5 +119,9 @@ class Analyser:
         """The values of a frame."""
         raise NotImplementedError
 
+    def summary(self) -> dict[str, Any]:
+        """What to tell of it in the summary of the run, as JSON."""
+        return {}
+
     def reset(self) -> None:
         """Forget what was before: the frames have another size from now on, or another run begins."""

@@ -1,6 +1,7 @@
 """Whether a frame is one that the model knows, and how sure the objects and their count are."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -39,6 +40,14 @@ class DomainAnalyser(Analyser):
         self._outside = False  # as it was told
         self._in_a_row = 0  # frames that are otherwise
         self._told_unknown = False
+        self._judged = 0
+        self._reasons: Counter[str] = Counter()
+
+    def summary(self) -> dict[str, Any]:
+        """How many frames were judged, how many were out of range, and why."""
+        return {
+            "judged": self._judged, "out_of_range": self._reasons.total(), "reasons": dict(self._reasons.most_common()),
+        }  # fmt: skip
 
     def __call__(self, view: View) -> Mapping[str, Any]:
         """See `Analyser`."""
@@ -51,6 +60,9 @@ class DomainAnalyser(Analyser):
             return {"focus_px": looks.focus}
         judgement = view.trust.judge(looks.frame)
         outside = judgement.domain < 0.5
+        self._judged += 1
+        if outside:
+            self._reasons[judgement.reason] += 1
         self._in_a_row = self._in_a_row + 1 if outside != self._outside else 0
         if self._in_a_row == self.settings.frames:
             self._outside, self._in_a_row = outside, 0

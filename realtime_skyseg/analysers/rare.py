@@ -71,6 +71,7 @@ class RareAnalyser(Analyser):
     def reset(self) -> None:
         """See `Analyser`."""
         self._seen: deque[_Seen] = deque(maxlen=4)
+        self.changes: dict[str, list[tuple[float, float]]] = {}  # kind and places, as last told
         self._outside = 0  # frames in a row whose count left the interval of those before
         self._held: deque[tuple[float, float, float]] = deque(maxlen=5)  # lowest and highest count, and the domain
 
@@ -88,10 +89,11 @@ class RareAnalyser(Analyser):
             for old, new in zip(*_pairs(before, now, self.settings.reach), strict=True):
                 now.peak[new] = max(now.peak[new], before.peak[old])
         self._seen.append(now)
+        self.changes = {}
         if len(self._seen) < 4:
             return {}
         first, then, here, last = self._seen
-        found = _changes(first, then, here, last, self.settings.reach, self.settings.border)
+        found = self.changes = _changes(first, then, here, last, self.settings.reach, self.settings.border)
         for what, places in found.items():
             if len(places) and what != "collapsed":
                 shown = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in places[:_PLACES])

@@ -91,7 +91,8 @@ class RunningAnalyser:
 
     def summary(self) -> dict[str, Any]:
         """For the summary of the run."""
-        return {"frames": self.frames, "failed": self.failed, "empty": self.empty, "switched_off": self.off}
+        own = self.analyser.summary() if hasattr(self.analyser, "summary") else {}
+        return {"frames": self.frames, "failed": self.failed, "empty": self.empty, "switched_off": self.off, **own}
 
     def _checked(self, answer: Mapping[str, Any], view: View) -> Found:
         if not isinstance(answer, Mapping):

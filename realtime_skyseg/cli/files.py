@@ -229,13 +229,7 @@ def pictures_command(options: argparse.Namespace) -> int:
 
 def napari_command(options: argparse.Namespace) -> int:
     """`skyseg napari`."""
-    try:
-        import napari
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"skyseg napari needs the package '{error.name}', which is not installed: "
-            "pip install 'realtime_skyseg[napari]'"
-        ) from error
+    napari = _napari("napari")
     from realtime_skyseg.exports import add_to_napari
     from realtime_skyseg.storage import open_run
 
@@ -246,6 +240,43 @@ def napari_command(options: argparse.Namespace) -> int:
             viewer.dims.set_current_step(0, options.frame)
         napari.run()
     return 0
+
+
+def pick_command(options: argparse.Namespace) -> int:
+    """`skyseg pick`."""
+    from realtime_skyseg.picking import pick, write_picked
+
+    if options.out.exists():
+        raise SettingsError(f"--out: '{options.out}' exists already; allowed: a new folder")
+    with _progress() as progress:
+        picked = pick(options.run, options.frames, options.apart, progress)
+    write_picked(picked, options.out)
+    for one in picked:
+        print(f"{one.run} frame {one.frame} at {one.time_s:.1f} s: domain {one.domain:.2f}, doubt {one.doubt:.2f}")
+    print(f"{len(picked)} images with their masks in {options.out}; now: skyseg annotate {options.out}")
+    return 0
+
+
+def annotate_command(options: argparse.Namespace) -> int:
+    """`skyseg annotate`."""
+    napari = _napari("annotate")
+    from realtime_skyseg.picking import Annotation
+
+    annotation = Annotation(napari.Viewer(), options.folder)
+    napari.run()
+    annotation.save()
+    return 0
+
+
+def _napari(command: str) -> Any:
+    try:
+        import napari
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"skyseg {command} needs the package '{error.name}', which is not installed: "
+            "pip install 'realtime_skyseg[napari]'"
+        ) from error
+    return napari
 
 
 def _pictures_of(file: str, kinds: list[Any], shown: list[str]) -> str:

@@ -9,9 +9,11 @@ import realtime_skyseg
 from realtime_skyseg.cli.clients import dashboard_command, keys_command, tell_command, watch_command
 from realtime_skyseg.cli.files import (
     analyse_command,
+    annotate_command,
     check_command,
     info_command,
     napari_command,
+    pick_command,
     pictures_command,
     recover_command,
     table_command,
@@ -176,6 +178,17 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--rate-hz", type=float, default=25.0, help="of --video; default: %(default)s")
     command.set_defaults(command=pictures_command)
 
+    command = commands.add_parser("pick", help="choose the frames of runs that a person should label next")
+    command.add_argument("run", type=Path, nargs="+", help="run files")
+    command.add_argument("--frames", type=int, default=20, metavar="N", help="how many; default: %(default)s")
+    command.add_argument("--apart", type=float, default=1.0, metavar="SECONDS", help="least time between two of a run; "
+                         "default: %(default)s")  # fmt: skip
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder of images and labels")
+    command.set_defaults(command=pick_command)
+    command = commands.add_parser("annotate", help="correct the labels of skyseg pick in napari, which "
+                                  "`pip install realtime_skyseg[napari]` brings")  # fmt: skip
+    command.add_argument("folder", type=Path, help="of skyseg pick")
+    command.set_defaults(command=annotate_command)
     command = commands.add_parser("napari", help="look at a run in napari, which `pip install realtime_skyseg[napari]` "
                                   "brings")  # fmt: skip
     command.add_argument("file", type=Path)

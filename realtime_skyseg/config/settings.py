@@ -100,6 +100,8 @@ class Config(Section):
                 raise ValueError("experiment: a field programme needs a magnet; allowed: with a section field")
             extra = [q.name for one in self.open_analysers() if one.pace == "every_frame" for q in one.of("frame")]
             try:
+                if self.experiment.min_domain is not None and "domain" not in extra:
+                    raise ValueError("min_domain: nothing gives a score of the domain; allowed: with analysers.domain")
                 check_quantities(self.experiment, extra)
                 check_programme(self.experiment, self.field)
             except ValueError as error:

@@ -398,10 +398,7 @@ class Experiment:
 
 
 def see(result: Result, taken_s: float) -> Seen:
-    """What rules see of a result.
-
-    A segmentation has no score of the model's domain yet. Once it has one, the run file needs a column for it:
-    otherwise the rules could not be decided again from the file.
-    """
-    domain = getattr(result.segmentation, "domain", None)
-    return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, domain, result.values)
+    """What rules see of a result."""
+    domain = result.values.get("domain", math.nan)
+    known = None if math.isnan(domain) else domain
+    return seen(result.frame.index, taken_s, result.frame.field_mT, result.segmentation, known, result.values)

@@ -114,6 +114,9 @@ class StateMachine:
         self._fresh_s = 0.0  # hand-over of the newest result
         self._begun = False  # there was a fresh result
         self._hot_since_s: float | None = None
+        self._out_of_range = False  # for long enough to do something about it
+        self._otherwise_s = math.inf  # since when frames are otherwise
+        self._paused_by_range = False
         self._ending: Finished | None = None
         self._resumed = False
         self._refusals: dict[int, float] = {}
@@ -181,12 +184,36 @@ class StateMachine:
         # Its exposure began after settling: it was handed over a frame's time later at least.
         near = abs(now.field_mT - self._target) <= self._field.tolerance_mT
         settled = self._phase == "measuring" and near and now.time_s - self._period_s >= self._ready_s
-        if settled:
-            self._collected.append(now)
         lowest = self._settings.min_domain
-        known = lowest is None or now.domain is None or now.domain >= lowest
+        known = lowest is None or (now.domain is not None and now.domain >= lowest)
+        if settled and (known or self._settings.out_of_range != "pause"):
+            self._collected.append(now)
+        self._watch_range(now, known)
+        if self.finished:
+            return
         if fresh and known and not self.paused and self._phase not in ("demagnetising", "pulse"):
             self._ask_rules(now, settled)
+
+    def _watch_range(self, now: Seen, known: bool) -> None:
+        """Pause or end where frames have been out of the model's range for long, and go on where they are in it."""
+        settings = self._settings
+        if known != self._out_of_range:
+            self._otherwise_s = math.inf
+            return
+        self._otherwise_s = min(self._otherwise_s, now.time_s)
+        if settings.out_of_range == "go_on" or now.time_s - self._otherwise_s < settings.out_of_range_s:
+            return
+        self._out_of_range, self._otherwise_s = not known, math.inf
+        lasted = f"for {settings.out_of_range_s:g} s (out_of_range)"
+        if known and self._paused_by_range:
+            self._orders.append(Note("in_range", f"frames have been in the model's range {lasted}", now.frame))
+            self._resume()
+        elif not known and settings.out_of_range == "abort":
+            self._finish("aborted", f"frames have been out of the model's range {lasted}")
+        elif not known and not self.paused:
+            self._orders.append(Note("out_of_range", f"frames have been out of the model's range {lasted}", now.frame))
+            self._pause()
+            self._paused_by_range = True
 
     def _ask_rules(self, now: Seen, settled: bool) -> None:
         """The first rule that decides, acts; those that only mark are asked in any case."""
@@ -356,7 +383,7 @@ class StateMachine:
     def _resume(self) -> None:
         if not self.paused:
             return
-        self.paused = False
+        self.paused = self._paused_by_range = False
         self._orders.append(Note("experiment_resumed", "goes on", self._m.frame))
         self._again()
 

@@ -1,8 +1,8 @@
 """The section `experiment` of a run's settings."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from realtime_skyseg.programme.parts import NotNegative, Part, Positive, walk_through
 from realtime_skyseg.programme.rules import Rule
@@ -37,20 +37,25 @@ class ExperimentSettings(Section):
     finds in a saturated film."""
     max_age_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """A result older than this is not acted upon, and the programme waits while there is none."""
-    min_domain: float | None = None
-    """Refused: no model gives a score of its domain yet."""
+    min_domain: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Rules are not asked about a frame whose domain score (analyser `domain`) is lower; 0.5 is where the model's range
+    ends. absent: they are asked about every frame."""
+    out_of_range: Literal["go_on", "pause", "abort"] = "go_on"
+    """What happens when frames were below `min_domain` for `out_of_range_s`: the programme goes on without its rules;
+    or it pauses, until frames are in range for as long again; or it ends, and the field becomes safe."""
+    out_of_range_s: Annotated[float, Field(gt=0, le=3600)] = 2.0
+    """See `out_of_range`."""
     interlocks: Interlocks = Interlocks()
     dry_run: bool = False
     """True: the programme runs, the rules decide and are recorded, but nothing is done about it."""
 
-    @field_validator("min_domain")
-    @classmethod
-    def _check_domain(cls, value: float | None) -> float | None:
-        if value is not None:
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.out_of_range != "go_on" and self.min_domain is None:
             raise ValueError(
-                f"{value:g} would keep nothing back: no model gives a score of its domain yet; allowed: null"
+                f"out_of_range: '{self.out_of_range}' needs a lowest score; allowed: with min_domain, as 0.5"
             )
-        return value
+        return self
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -21,6 +21,9 @@ _NUMBA_TYPES = (uint8, uint16, float32)
 #: reach hundreds, and with it as far as the network looks.
 LIMIT = 4.0
 
+#: With more than this share of overexposed pixels, or of such that are no finite number, an image tells nothing.
+_LOST = 0.9
+
 
 #: `percentiles`: see `scale`. `range`: value / largest of its integer type, floats as they are, for guests that were
 #: trained on x / 255.
@@ -103,12 +106,21 @@ def scale_mirrored(
 
 
 def shows_nothing(image: NDArray[Any]) -> bool:
-    """Whether an image is the same everywhere, or holds no finite number: nothing can be told from it."""
+    """Whether an image is the same everywhere, or most of it is overexposed or no finite number: it tells nothing."""
     few = image[:: max(1, image.shape[0] // 8), :: max(1, image.shape[1] // 8)]
-    if few.min() < few.max():  # not so where there is a NaN
+    lost = _lost_share(few)
+    if lost > _LOST / 2 and _lost_share(image) > _LOST:
+        return True
+    if lost == 0 and few.min() < few.max():
         return False
     held = image[np.isfinite(image)] if image.dtype.kind == "f" else image
     return held.size == 0 or bool(held.min() == held.max())
+
+
+def _lost_share(image: NDArray[Any]) -> float:
+    """Of pixels that are at the largest value of their type, or not finite."""
+    lost = ~np.isfinite(image) if image.dtype.kind == "f" else image == np.iinfo(image.dtype).max
+    return float(np.count_nonzero(lost)) / max(1, image.size)
 
 
 def as_image(pixels: NDArray[Any]) -> Image:

@@ -35,7 +35,7 @@ from realtime_skyseg.preparation import Preparation, check_model
 from realtime_skyseg.records import Class, Event
 from realtime_skyseg.service.handle import RunningService
 from realtime_skyseg.service.requests import Requests
-from realtime_skyseg.service.summary import Summary, Total, close_file, verdict
+from realtime_skyseg.service.summary import Summary, Total, close_file, verdict, with_range
 from realtime_skyseg.storage import Provenance, RunWriter
 from realtime_skyseg.streaming import ControlServer, Publisher
 
@@ -154,6 +154,7 @@ class Service:
                 height, width = camera.shape
                 raise SettingsError(f"camera: its frames have {height} x {width} px; allowed: sides of 16 px or more")
             segmenter = Segmenter.of(config.analysis, config.measure)
+            _check_trust(config, segmenter)
             preparation = self._preparation(camera, segmenter)
             segmenter.open(preparation.shape if preparation else camera.shape)
             if config.field:
@@ -281,10 +282,11 @@ class Service:
             if imbalance:
                 faults.append(str(ConservationError(f"the counters of this run do not balance: {imbalance}")))
             status, message = verdict(frames, faults, self._stop.is_set())
+            found = pipeline.analyser_summary()
             summary = Summary(
                 status=status,
                 exit_status=0 if status in ("ok", "stopped") else 1,
-                message=message,
+                message=with_range(message, found),
                 frames=frames,
                 latency_ms={stage: clock.percentiles_ms() for stage, clock in pipeline.latency.items()},
                 rate_hz=round(pipeline.rate_hz, 3),
@@ -296,7 +298,7 @@ class Service:
                 run_file=str(self.run_file),
                 run_files=[str(self.run_file)],
                 lost_messages=publisher.lost_messages if publisher else 0,
-                analysers=pipeline.analyser_summary(),
+                analysers=found,
             )
             summary = close_file(writer, summary)
             if publisher:
@@ -452,6 +454,15 @@ class Service:
         record = self.config.record
         stamp = time.strftime("%Y-%m-%dT%H%M%S") + f"-{time.time_ns() // 1_000_000 % 1000:03d}"
         return record.folder / f"{record.name.replace('{time}', stamp)}.h5"
+
+
+def _check_trust(config: Config, segmenter: Segmenter) -> None:
+    """Raises `SettingsError` for rules that wait for a score that this model does not give."""
+    if config.experiment and config.experiment.min_domain is not None and segmenter.model.trust is None:
+        raise SettingsError(
+            f"experiment.min_domain: the model '{segmenter.model.name}' gives no score, because it was not calibrated; "
+            "allowed: a shipped model, or one that went through skyseg calibrate"
+        )
 
 
 def _release(camera: Camera) -> None:

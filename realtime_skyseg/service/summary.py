@@ -84,6 +84,24 @@ class Total:
         )
 
 
+def range_of(analysers: dict[str, dict[str, Any]]) -> tuple[float, str] | None:
+    """Share of the judged frames that were out of the model's range, and a sentence; None: none was judged."""
+    domain = analysers.get("domain", {})
+    judged, outside = domain.get("judged", 0), domain.get("out_of_range", 0)
+    if not judged:
+        return None
+    why = "" if not outside else f", mostly: {next(iter(domain['reasons']))}"
+    return outside / judged, f"{outside / judged:.0%} of {judged} frames were out of the model's range{why}"
+
+
+def with_range(message: str, analysers: dict[str, dict[str, Any]]) -> str:
+    """A run's sentence; of one that was out of range most of the time that comes first."""
+    judged = range_of(analysers)
+    if judged is None or judged[0] <= 0.5:
+        return message
+    return "; ".join(filter(None, (f"counts cannot be believed: {judged[1]}", message)))
+
+
 def verdict(frames: dict[str, Any], faults: list[str], stopped: bool) -> tuple[Status, str]:
     """Status and sentence of a run, from its counters, its faults, and whether it was asked to end."""
     if faults:

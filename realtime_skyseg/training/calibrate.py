@@ -1,5 +1,6 @@
 """How far a model's results can be believed, learnt from images that it was not trained on, and tested by folds."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -212,7 +213,7 @@ def figures_of(parts: list[tuple[Trust, list[Case]]], held: list[tuple[Case, Arr
                 }
     for key, mild in (("auroc", False), ("auroc_mild", True)):
         areas = [row["auroc"] for name, row in record["damage"].items() if name.endswith("mild") == mild]
-        record[key] = float(np.mean(areas))
+        record[key] = float(np.mean(areas)) if areas else math.nan
     record["selective"] = _selective([(case, merged[id(case)]) for case, _, _ in held])
     return record
 

@@ -15,7 +15,17 @@ from pydantic import ValidationError
 
 from realtime_skyseg.config import FieldSettings, validate
 from realtime_skyseg.errors import FieldError, SettingsError
-from realtime_skyseg.experiment.orders import AskRule, Demagnetise, GivePulse, Moment, Row, SetField, StandStill, Told
+from realtime_skyseg.experiment.orders import (
+    AskRule,
+    Demagnetise,
+    GivePulse,
+    Moment,
+    Note,
+    Row,
+    SetField,
+    StandStill,
+    Told,
+)
 from realtime_skyseg.experiment.rule_process import judged
 from realtime_skyseg.experiment.rules import Seen
 from realtime_skyseg.experiment.state_machine import StateMachine
@@ -416,3 +426,38 @@ def test_the_supply_of_this_test_does_refuse() -> None:
         supply.set(4.1)
     with pytest.raises(FieldError):
         Magnet(magnet_settings(), supply, lambda _: None, clock.monotonic, clock.time_ns).aim(4.1)  # type: ignore[arg-type]
+
+
+# --- frames out of the model's range ---
+
+KNOWN, UNKNOWN = 0.9, 0.1
+RANGE = [
+    # what happens, domain scores of frames 0.5 s apart, notes and how it ends
+    ("go_on", [UNKNOWN] * 8, [], None),
+    ("pause", [KNOWN, UNKNOWN, UNKNOWN, KNOWN, UNKNOWN, KNOWN], [], None),  # never for 1 s
+    ("pause", [KNOWN, *[UNKNOWN] * 3], ["out_of_range", "experiment_paused"], None),
+    ("pause", [*[UNKNOWN] * 4, *[KNOWN] * 3],
+     ["out_of_range", "experiment_paused", "in_range", "experiment_resumed"], None),
+    ("pause", [None] * 4, ["out_of_range", "experiment_paused"], None),  # nobody has judged them
+    ("abort", [KNOWN, *[UNKNOWN] * 3], [], "aborted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("does", "scores", "notes", "ends"), RANGE)
+def test_frames_out_of_range(does: str, scores: list[float | None], notes: list[str], ends: str | None) -> None:
+    """Rules are not asked about them, and the programme goes on, pauses or ends."""
+    rule = {"rule": "stop_when", "when": {"quantity": "count", "at_least": 1, "dwell_frames": 1}}
+    hold = {"do": "hold", "field_mT": 2, "for_s": 60}
+    experiment = programme(hold, rules=[rule], min_domain=0.5, out_of_range=does, out_of_range_s=1, settle_s=0)
+    machine = StateMachine(experiment, magnet_settings())
+    told: list[Any] = machine.advance(Moment(Told.TICK, 0, 0.0, 0, 2.0, 2.0, True))
+    for number, score in enumerate(scores):
+        now_s = 0.5 * (number + 1)
+        # One that is known shows nothing, so that the rule would act on the unknown ones only.
+        count = 0 if score == KNOWN else 3
+        seen = Seen(number, now_s, 2.0, count, 0, 0.0, np.zeros(0, OBJECT_DTYPE), score)
+        moment = Moment(Told.FRAME, round(1e9 * now_s), now_s, round(1e9 * now_s), 2.0, 2.0, True, number, now_s, seen)
+        told += machine.advance(moment)
+    assert [order.kind for order in told if isinstance(order, Note)] == notes
+    assert (machine.finished.status if machine.finished else None) == ends
+    assert not [order for order in told if isinstance(order, Row) and order.table == "decisions"]
