@@ -288,6 +288,31 @@ def step_table(run: Run) -> Table:
     return _table(columns, run.pixel_size_um)
 
 
+def event_table(run: Run) -> Table:
+    """One row per event of a run: when, at which frame and field, of what kind, and its sentence."""
+    events, table = run.events, run.table
+    frames = np.array([event["frame"] for event in events], np.int64)
+    inside = (frames >= 0) & (frames < len(table))
+    time_s, field = np.full(len(events), np.nan), np.full(len(events), np.nan)
+    time_s[inside], field[inside] = table["time_s"][frames[inside]], table["field_mT"][frames[inside]]
+
+    def texts(name: str) -> NDArray[Any]:
+        return np.array([event[name] for event in events], object)
+
+    columns = {
+        "time_ns": (
+            Quantity("time_ns", "i8", 0, "ns", "Unix time"),
+            np.array([e["time_ns"] for e in events], np.int64),
+        ),
+        "frame": (Quantity("frame", "i8", -1, "", "index of the frame it belongs to; -1: none"), frames),
+        "time_s": (Quantity("time_s", "f8", np.nan, "s", "of that frame"), time_s),
+        "field_mT": (Quantity("field_mT", "f8", np.nan, "mT", "at that frame"), field),
+        "kind": (Quantity("kind", object, "", "", "a word for what happened"), texts("kind")),
+        "message": (Quantity("message", object, "", "", "a sentence"), texts("message")),
+    }
+    return _table(columns, None)
+
+
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(values > 0, values, np.nan)
 

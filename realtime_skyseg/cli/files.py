@@ -185,12 +185,14 @@ def table_command(options: argparse.Namespace) -> int:
             terminal.show_experiment(terminal.console(), run)
             print(f"picture: {options.plot}")
             return 0
-        from realtime_skyseg.tables import frame_table, object_table, step_table, track_table
+        from realtime_skyseg.tables import event_table, frame_table, object_table, step_table, track_table
 
         asked = _analysers(options.ask)
         with _progress() as show:
             if options.steps:
                 table = step_table(run)
+            elif options.events:
+                table = event_table(run)
             elif options.tracks:
                 table = track_table(run, show)
             elif options.objects:
@@ -248,6 +250,8 @@ def pick_command(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise SettingsError(f"--out: '{options.out}' exists already; allowed: a new folder")
+    if options.frames < 1:
+        raise SettingsError(f"--frames: {options.frames}; allowed: 1 or more")
     with _progress() as progress:
         picked = pick(options.run, options.frames, options.apart, progress)
     write_picked(picked, options.out)

@@ -112,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path)
     command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the run")
     command.add_argument("--show", action="append", metavar="WHAT", help="with --plot: this instead; may be repeated: "
-                         "frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, pins, dwell, mobility, "
+                         "frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, rare, pins, dwell, "
                          "map:QUANTITY, histogram:QUANTITY")  # fmt: skip
     command.add_argument("--frame", type=int, metavar="N", help="with --plot: this frame; else that of most objects")
     command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
@@ -151,6 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--objects", action="store_true", help="one line per object instead")
     command.add_argument("--tracks", action="store_true", help="one line per skyrmion and its way instead")
     command.add_argument("--steps", action="store_true", help="one line per step of the field programme instead")
+    command.add_argument("--events", action="store_true", help="one line per event of the run instead")
     command.add_argument("--all", action="store_true", help="of frames: clocks and checks, too")
     command.add_argument("--ask", action="append", default=[], metavar="ANALYSER", help="ask this analyser "
                          "now: a name, or 'NAME: {KEY: VALUE}'; may be repeated")  # fmt: skip

@@ -69,6 +69,26 @@ def draw_counts(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     axis.legend(loc="best")
 
 
+def draw_rare(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
+    """Rare events over time: how many came, went, merged and split so far, and where a count or the images jumped."""
+    table = run.table
+    known = np.isfinite(table["time_s"]).all()
+    place = table["time_s"] if known else np.arange(len(table))
+    names = [name for name in ("nucleated", "annihilated", "merged", "split") if name in run.quantities]
+    if not names:
+        raise RunFileUnusableError(f"run file '{run.path}' has no rare events; allowed: a run with analysers.rare")
+    for name in names:
+        axis.step(place, np.nancumsum(table[name]), where="post", label=name)
+    for kind, colour in (("avalanche", "black"), ("count_jump", "tab:red"), ("domain_jump", "tab:purple"),
+                         ("out_of_range", "tab:purple")):  # fmt: skip
+        at = [event["frame"] for event in run.events if event["kind"] == kind and 0 <= event["frame"] < len(table)]
+        for number, index in enumerate(at):
+            label = kind.replace("_", " ") if number == 0 else None
+            axis.axvline(place[index], color=colour, linewidth=0.8, linestyle=":", label=label)
+    axis.set(xlabel="time (s)" if known else "frame", ylabel="events so far", ylim=(0, None))
+    axis.legend(loc="best")
+
+
 def draw_loop(axis: Axes, run: Run, frame: int, frames: list[int]) -> None:
     """Skyrmions over field, rising and falling."""
     table = run.table
@@ -300,7 +320,7 @@ def _draw_stay(axis: Axes, run: Run, frame: int, label: str, values: Callable[[S
 VIEWS: dict[str, Callable[[Axes, Run, int, list[int]], None]] = {
     "frame": draw_picture, "counts": draw_counts, "loop": draw_loop, "cells": draw_cells, "distances": draw_distances,
     "gr": draw_pair_correlation, "sq": draw_structure_factor, "tracks": draw_tracks, "msd": draw_displacement,
-    "vanhove": draw_van_hove, "pins": draw_pins, "dwell": draw_dwell, "mobility": draw_mobility,
+    "vanhove": draw_van_hove, "rare": draw_rare, "pins": draw_pins, "dwell": draw_dwell, "mobility": draw_mobility,
 }  # fmt: skip
 
 #: The same of a quantity of objects, which is told behind a colon.
