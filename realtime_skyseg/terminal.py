@@ -347,6 +347,9 @@ def _state(pipeline: Pipeline) -> list[tuple[str, str]]:
     if last:
         rows.append(("skyrmions", _known(last.segmentation.count)))
         rows.append(("stripes", _known(last.segmentation.stripes)))
+        domain = last.values.get("domain", math.nan)
+        if math.isfinite(domain):
+            rows.append(("range", f"{domain:.2f}" + ("" if domain >= 0.5 else ", out of range")))
         if math.isfinite(last.frame.field_mT):
             rows.append(("field", f"{last.frame.field_mT:.3f} mT"))
         total = pipeline.latency["total"].percentiles_ms()

@@ -113,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", type=_picture, metavar="PNG", help="draw the run")
     command.add_argument("--show", action="append", metavar="WHAT", help="with --plot: this instead; may be repeated: "
                          "frame, counts, loop, cells, distances, gr, sq, tracks, msd, vanhove, rare, pins, dwell, "
-                         "map:QUANTITY, histogram:QUANTITY")  # fmt: skip
+                         "mobility, map:QUANTITY, histogram:QUANTITY")  # fmt: skip
     command.add_argument("--frame", type=int, metavar="N", help="with --plot: this frame; else that of most objects")
     command.add_argument("--check", action="store_true", help="verify the checksums of every frame, mask and row")
     command.set_defaults(command=info_command)

@@ -36,6 +36,7 @@ _WARNINGS = (
     "fault", "camera_lost", "camera_hangs", "camera_gone", "camera_frozen", "lost", "disk", "recorder_", "not_written",
     "field_fault", "field_unsafe", "field_stale", "field_stands", "analyser_", "background_missing", "background_over",
     "stream_crowded", "stream_flooded", "experiment_refused", "frame_blank",
+    "out_of_range", "not_calibrated", "count_jump",
 )  # fmt: skip
 
 #: How kinds of events end that say that all is well again.
@@ -460,6 +461,9 @@ def short_words(source: Source) -> dict[str, str]:
     if shown:
         words["Field"] = "not known" if shown.field_mT is None else f"{shown.field_mT:.3f} mT"
         words["Stripes"] = "-" if shown.stripes is None else str(shown.stripes)
+    domain = np.asarray(source.series.columns.get("domain", [])[-1:], np.float64)
+    if np.isfinite(domain).all() and len(domain):
+        words["Range"] = f"{domain[0]:.2f}, " + ("as the model knows it" if domain[0] >= 0.5 else "OUT OF RANGE")
     recent_s, answers = (source.series.columns.get(name, [])[-100:] for name in ("time_s", "latency_ms"))
     if source.live and len(recent_s) > 10:
         rate = (len(recent_s) - 1) / max(recent_s[-1] - recent_s[0], 1e-9)
