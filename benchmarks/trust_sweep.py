@@ -15,9 +15,12 @@ import realtime_skyseg as sky
 from realtime_skyseg.config import load_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "sweep_rig_twin.yaml"
-FAULTS = """[{kind: drift_jump, at_s: 4, for_s: 4, px: [3, -4]}, {kind: defocus, at_s: 12, for_s: 4, px: 4},
- {kind: lamp, at_s: 20, for_s: 4, brightness: 0.5}]"""
-RULE = "{rule: stop_when, when: {quantity: count, at_least: 2, dwell_frames: 2}, back_off_mT: 0.5, then_frames: 24}"
+FAULTS = """[{kind: drift_jump, at_s: 4, for_s: 4, px: [5, -7]}, {kind: defocus, at_s: 12, for_s: 4, px: 4},
+ {kind: lamp, at_s: 20, for_s: 4, brightness: 0.95}]"""
+OPTICS = (
+    "{dirt_spots: 120, dirt_depth: 0.4, offset_px: [0.1, 0.1], drift_px: [0, 0]}"  # a dirty sample that stays in place
+)
+RULE = "{rule: stop_when, when: {quantity: count, at_least: 8, dwell_frames: 2}, back_off_mT: 0.5, then_frames: 24}"
 PROGRAMME = "[{do: ramp, from_mT: 4.5, to_mT: -1, rate_mT_per_s: 0.12, step_mT: 0.03}]"
 
 
@@ -36,9 +39,9 @@ def main() -> None:
         for axis, with_score in zip(rows, (False, True), strict=True):
             name = "with" if with_score else "without"
             lines = [
-                f"camera.faults={FAULTS}", f"camera.sample.seed={arguments.seed}", "camera.height_px=320",
-                "camera.width_px=320", "analysers={domain: {}, sureness: {}}", "stream.enabled=false",
-                "measure.min_area_px=10",
+                f"camera.faults={FAULTS}", f"camera.sample.seed={arguments.seed}", f"camera.optics={OPTICS}",
+                "camera.height_px=320", "camera.width_px=320", "analysers={domain: {}, sureness: {}}",
+                "stream.enabled=false", "measure.min_area_px=10",
                 f"experiment={{programme: {PROGRAMME}, rules: [{RULE}], settle_s: 0, frames: 1}}",
                 f"record.folder={folder}", f"record.name={name}",
             ]  # fmt: skip
@@ -67,8 +70,8 @@ def main() -> None:
             for row in acted[:1]:
                 axis.axvline(time_s[row["frame"]], color="black", linestyle=":", label="the rule stops the sweep")
             axis.set_ylabel("skyrmions counted", color="tab:red")
-            axis.set_title(f"{name} score: jump of the sample at 4 s, lost focus at 12 s, half the light at 20 s")
-            axis.legend(loc="upper left")
+            axis.set_title(f"{name} score: jump of the sample at 4 s, lost focus at 12 s, 5 % less light at 20 s")
+            axis.legend(loc="upper center")
     rows[1].set_xlabel("time (s)")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=90)

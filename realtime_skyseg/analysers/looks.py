@@ -459,7 +459,7 @@ def _objects(
     area: tuple[slice, slice],
     noise: float,
 ) -> tuple[NDArray[np.float32], float]:
-    """What each object looks like; and the median step at borders, per px, in units of the contrast."""
+    """What each object looks like; and the mean step at borders, per px, in units of the contrast."""
     each = np.zeros((len(objects), len(OBJECT_LOOKS)), np.float32)
     if not len(objects):
         return each, math.nan
@@ -480,10 +480,10 @@ def _fill(
     table: NDArray[np.float64],
     noise: float,
 ) -> float:
-    """Write `OBJECT_LOOKS` of each object; return the median sharpness."""
+    """Write `OBJECT_LOOKS` of each object; return the mean step at borders, per px, in units of the contrast."""
     area, diameter, elongation, width, height, border, kind = table
     n = len(each)
-    contrasts, sharpnesses = np.zeros(n), np.zeros(n)
+    contrasts, sharpnesses, steps, heights = np.zeros(n), np.zeros(n), 0.0, 0.0
     for component in range(len(row_of)):
         row, of = row_of[component], sums[component]
         if row < 0:
@@ -493,6 +493,7 @@ def _fill(
         contrast = far - inner if of[3] > 0 else 0.0
         safe = max(contrast, 0.02)
         contrasts[row], sharpnesses[row] = contrast, min(max(of[4] / ends / safe, -1.0), 2.0)
+        steps, heights = steps + of[4], heights + safe * ends
         looks = each[row]
         looks[0] = contrast
         looks[1] = math.log10(max(contrast, 1e-3) * math.sqrt(pixels) / noise)
@@ -513,7 +514,7 @@ def _fill(
         for k in range(each.shape[1]):
             if not abs(looks[k]) < 1e6:
                 looks[k] = 0
-    return np.median(sharpnesses)
+    return steps / max(heights, 1e-9)
 
 
 @njit(cache=True, nogil=True)

@@ -188,11 +188,11 @@ def calibrate_command(options: argparse.Namespace) -> int:
 
     cases = good_cases(pairs, segmenter_of, options.seed) + bad_cases(pairs, segmenter_of, options.seed)
     for one in made:
-        cases += good_cases(one, segmenter_of, options.seed, varied=False)
+        cases += good_cases(one, segmenter_of, options.seed, made=True)
         cases += bad_cases(one, segmenter_of, options.seed, share=0.05)
     names = sorted({pair.source for pair in pairs}, key=lambda name: (len(name), name))
     by = Path(options.left_out).name if options.left_out else model.name
-    on = f"{len(pairs)} images of {len(names)} sources, {sum(map(len, made))} made ones; folds {folds}, looked at by {by}"
+    on = f"{len(pairs)} images of {len(names)} sources, {sum(map(len, made))} made; folds {folds}, looked at by {by}"
     trust, figures = calibrate(cases, on)
     save_trust(model, trust.as_dict() | {"figures": figures}, options.out)
     for fold, row in figures["folds"].items():

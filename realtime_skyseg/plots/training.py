@@ -76,7 +76,9 @@ def plot_trust(figures: dict[str, Any], path: Path) -> None:
     axis.legend(title="calibration error")
     axis = axes["selective"]
     axis.plot(figures["selective"]["kept"], [100 * error for error in figures["selective"]["error"]], ".-")
-    axis.set(xlabel="share of frames kept, by the domain score", ylabel="mean count error (%)", xlim=(0, 1.02))
+    axis.set(
+        xlabel="share of frames kept, those of narrow intervals first", ylabel="mean count error (%)", xlim=(0, 1.02)
+    )
     axis.set_ylim(bottom=0)
     axis.set_title("a mix with one damaged frame in ten")
     axis = axes["damage"]

@@ -19,7 +19,7 @@ from realtime_skyseg.training.cases import Case
 from realtime_skyseg.training.damage import DAMAGE, REASONS
 
 #: Weight decay of the regressions.
-_DECAY, _OBJECT_DECAY = 7e-4, 1e-3
+_DECAY, _OBJECT_DECAY = 2e-4, 1e-3
 
 #: Shares of the coordinates' own variance that is added, so that rare combinations are no certainty.
 _SHRINKAGE = 0.1
@@ -27,7 +27,7 @@ _SHRINKAGE = 0.1
 #: Good frames that are kept to compare with.
 _MOST_KNOWN = 200
 
-#: Share of good frames of new sources that may be called out of range, and of counts that the interval holds.
+#: Share of real good frames that may be called out of range where their fold is left out; of counts in the interval.
 FALSE_ALARMS, HELD = 0.01, 0.9
 
 #: Share of damaged frames in the mix of which worse and worse ones are left out.
@@ -177,8 +177,8 @@ def calibrate(cases: Sequence[Case], on: str, tell: Callable[[str], None] = prin
             held.append((case, scores, int(odds[1:].argmax())))
         parts.append((trust, out))
     good = np.array([scores for case, scores, _ in held if case.good])
-    weights = _by_source([case for case, _, _ in held if case.good])
-    limits = np.array([_quantile(good[:, 0], weights, 1 - FALSE_ALARMS), *(1.1 * good[:, 1:].max(0))])
+    real = np.array([not case.made for case, _, _ in held if case.good])
+    limits = np.array([np.quantile(good[real, 0], 1 - FALSE_ALARMS), *(1.1 * good[:, 1:].max(0))])
     widths = np.maximum([2.0, *(0.15 * limits[1:])], 0.1)
     trust = replace(fit(cases, on), limits=limits, widths=widths)
     # The interval is tried where it was not fitted: its quantile is that of the folds left out.
@@ -196,8 +196,9 @@ def figures_of(parts: list[tuple[Trust, list[Case]]], held: list[tuple[Case, Arr
         record["folds"][str(out[0].fold)] = {**_reliability(trust, out), **_intervals(trust, out)}
     limits = parts[0][0].limits
     words = list(REASONS)
-    alarms = [bool((scores > limits).any()) for case, scores, _ in held if case.good]
-    record["false_alarms"] = float(np.mean(alarms))
+    for key, made in (("false_alarms", False), ("false_alarms_made", True)):
+        alarms = [bool((scores > limits).any()) for case, scores, _ in held if case.good and case.made == made]
+        record[key] = float(np.mean(alarms)) if alarms else math.nan
     merged = {id(case): float(((scores - limits) / parts[0][0].widths).max()) for case, scores, _ in held}
     of_good = np.array([merged[id(case)] for case, _, _ in held if case.good])
     for damage, (reason, _) in DAMAGE.items():
@@ -214,7 +215,7 @@ def figures_of(parts: list[tuple[Trust, list[Case]]], held: list[tuple[Case, Arr
     for key, mild in (("auroc", False), ("auroc_mild", True)):
         areas = [row["auroc"] for name, row in record["damage"].items() if name.endswith("mild") == mild]
         record[key] = float(np.mean(areas)) if areas else math.nan
-    record["selective"] = _selective([(case, merged[id(case)]) for case, _, _ in held])
+    record["selective"] = _selective([(case, _relative_width(trust, case)) for trust, out in parts for case in out])
     return record
 
 
@@ -257,8 +258,15 @@ def _intervals(trust: Trust, cases: Sequence[Case]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _relative_width(trust: Trust, case: Case) -> float:
+    """Of the interval, which is wider out of range, in units of the count."""
+    sure = _sureness(trust, case)
+    low, high, _ = trust.interval(sure, trust.judge(case.frame).domain)
+    return (high - low) / (len(sure) + 3)
+
+
 def _selective(scored: list[tuple[Case, float]]) -> dict[str, list[float]]:
-    """Mean count error, as a share of the true count, of what is kept of a mix, best first; see `MIXED`."""
+    """Mean count error, as a share of the true count, of what is kept of a mix, narrowest intervals first; `MIXED`."""
     order = sorted((one for one in scored if one[0].true > 0), key=lambda one: one[1])
     errors = np.array([min(abs(int(case.counted.sum()) - case.true) / case.true, 3.0) for case, _ in order])
     good = np.array([case.good for case, _ in order])

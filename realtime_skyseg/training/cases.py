@@ -21,7 +21,7 @@ from realtime_skyseg.training.labelled import LabelledImage
 _ZOOMS = (0.75, 1.3)
 
 #: Each kind of damage is done to so large a share of the images, plainly or mildly.
-_SHARE = 0.6
+_SHARE = 1.0
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class Case:
     counted: NDArray[np.bool_]  # (n,) the object is a skyrmion, no stripe
     right: NDArray[np.bool_]  # (n,) it is one in the label, too; all False where nothing is known
     true: int  # skyrmions in the label; -1: nothing is known
+    made: bool = False  # the image was simulated
 
     @property
     def good(self) -> bool:
@@ -62,14 +63,14 @@ def look_at(segmenter: Segmenter, pair: LabelledImage, damage: str = "", severit
 
 
 def good_cases(pairs: Iterable[LabelledImage], segmenter_of: Callable[[LabelledImage], Segmenter], seed: int = 1,
-               varied: bool = True) -> list[Case]:  # fmt: skip
+               made: bool = False) -> list[Case]:  # fmt: skip
     """Of images as they are, and of what leaves them good: another magnification, polarity, contrast, noise."""
     random = np.random.default_rng(seed)
     cases = []
     for pair in track(list(pairs), "good images", transient=True):
-        versions = [pair, *(_varied(pair, random) if varied else [])]
+        versions = [pair, *([] if made else _varied(pair, random))]
         cases += [case for one in versions if (case := look_at(segmenter_of(one), one))]
-    return cases
+    return [replace(case, made=made) for case in cases]
 
 
 def bad_cases(pairs: Iterable[LabelledImage], segmenter_of: Callable[[LabelledImage], Segmenter], seed: int = 2,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import realtime_skyseg_simulator
@@ -17,6 +18,7 @@ from realtime_skyseg.cli import main
 from realtime_skyseg.config import load_config
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.recordings import open_recording
+from realtime_skyseg.records import Kind
 from realtime_skyseg.segmentation import load_model
 from realtime_skyseg.segmentation.model import save_trust
 from realtime_skyseg.training.calibrate import auroc, calibrate
@@ -213,3 +215,64 @@ def test_rules_cannot_wait_for_a_score_that_nobody_gives() -> None:
     scored = load_config(path, ["experiment.min_domain=0.5", "experiment.out_of_range=pause", "analysers={domain: {}}"])
     assert scored.experiment
     assert scored.experiment.out_of_range_s == 2
+
+
+def test_the_focus_is_told(segmenter: sky.Segmenter, image: np.ndarray) -> None:
+    widths = []
+    for sigma in (0.0, 1.0, 2.0):
+        blurred = cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
+        found = segmenter(blurred)
+        widths.append(looks_of(blurred, found.mask, found.objects, find_runs(found.mask), False).focus)
+    assert widths == sorted(widths)
+    assert widths[2] > 1.2 * widths[0]
+
+
+def test_shipped_models_know_their_range(segmenter: sky.Segmenter, image: np.ndarray) -> None:
+    """The bundled recording is in it; the same with something wrong is not, for the reason that there is."""
+    trust = Trust.of(segmenter.model.trust)
+    assert trust is not None
+    assert Trust.of(load_model("accurate").trust) is not None
+    found = segmenter(image)
+    looks = looks_of(image, found.mask, found.objects, find_runs(found.mask), False)
+    assert trust.judge(looks.frame).domain > 0.5
+    sure = trust.sureness(looks.objects)
+    assert sure.mean() > 0.9
+    low, high, _ = trust.interval(sure[found.objects["kind"] == Kind.SKYRMION], 1.0)
+    assert low <= found.count <= high
+    for kind in ("coarse noise", "smooth noise only", "gradient", "overexposed", "noise of columns", "clouds"):
+        judged = trust.judge(look(segmenter, damaged(image, kind, np.random.default_rng(1), 1.0)))
+        assert judged.domain < 0.5, kind
+        assert judged.reason == REASONS[DAMAGE[kind][0]], kind
+
+
+def test_a_run_out_of_range_says_so_first(image: np.ndarray, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    bad = [damaged(image, "clouds", random, 1.0) for _ in range(5)]
+    np.save(tmp_path / "film.npy", np.stack([image, *bad]))
+    made = settings(tmp_path, {"path": str(tmp_path / "film.npy")}, analysers={"domain": {}, "sureness": {}})
+    summary = sky.Service(made).run()
+    assert summary.status == "ok"
+    assert summary.message.startswith(
+        "counts cannot be believed: 83% of 6 frames were out of the model's range, mostly"
+    )
+    with sky.open_run(summary.run_file) as run:
+        table = run.table
+        kinds = [event["kind"] for event in run.events]
+        objects = run.objects(0)
+    assert (table["domain"] < 0.5).tolist() == [False, *[True] * 5]
+    assert kinds.count("out_of_range") == 1
+    assert (table["count_low"] <= table["count"]).all()
+    assert (objects["sureness"] > 0.5).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.full((64, 80), 255, np.uint8),
+        np.where(np.arange(80) < 76, 65535, 1000).astype(np.uint16) * np.ones((64, 1), np.uint16),
+        np.full((64, 80), np.nan, np.float32),
+        np.where(np.arange(80) < 76, np.nan, np.arange(80)).astype(np.float32) * np.ones((64, 1), np.float32),
+    ],
+)
+def test_a_frame_that_tells_nothing_has_no_count(segmenter: sky.Segmenter, frame: np.ndarray) -> None:
+    assert segmenter(frame).count is None
