@@ -27,7 +27,7 @@ _SHRINKAGE = 0.1
 #: Good frames that are kept to compare with.
 _MOST_KNOWN = 200
 
-#: Share of real good frames that may be called out of range where their fold is left out; of counts in the interval.
+#: Share of real good frames, counted right, that may be called out of range with their fold left out; of counts held.
 FALSE_ALARMS, HELD = 0.01, 0.9
 
 #: Share of damaged frames in the mix of which worse and worse ones are left out.
@@ -177,8 +177,9 @@ def calibrate(cases: Sequence[Case], on: str, tell: Callable[[str], None] = prin
             held.append((case, scores, int(odds[1:].argmax())))
         parts.append((trust, out))
     good = np.array([scores for case, scores, _ in held if case.good])
-    real = np.array([not case.made for case, _, _ in held if case.good])
-    limits = np.array([np.quantile(good[real, 0], 1 - FALSE_ALARMS), *(1.1 * good[:, 1:].max(0))])
+    # An alarm is false where the count is right.
+    real = np.array([not case.made and case.counted_right for case, _, _ in held if case.good])
+    limits = np.array([np.quantile(good[real, 0], 1 - FALSE_ALARMS, method="higher"), *(1.1 * good[:, 1:].max(0))])
     widths = np.maximum([2.0, *(0.15 * limits[1:])], 0.1)
     trust = replace(fit(cases, on), limits=limits, widths=widths)
     # The interval is tried where it was not fitted: its quantile is that of the folds left out.
@@ -197,8 +198,9 @@ def figures_of(parts: list[tuple[Trust, list[Case]]], held: list[tuple[Case, Arr
     limits = parts[0][0].limits
     words = list(REASONS)
     for key, made in (("false_alarms", False), ("false_alarms_made", True)):
-        alarms = [bool((scores > limits).any()) for case, scores, _ in held if case.good and case.made == made]
-        record[key] = float(np.mean(alarms)) if alarms else math.nan
+        seen = [(case, bool((scores > limits).any())) for case, scores, _ in held if case.good and case.made == made]
+        for name, kept in ((key, [one for one in seen if one[0].counted_right]), (f"{key}_or_wrong", seen)):
+            record[name] = float(np.mean([alarm for _, alarm in kept])) if kept else math.nan
     merged = {id(case): float(((scores - limits) / parts[0][0].widths).max()) for case, scores, _ in held}
     of_good = np.array([merged[id(case)] for case, _, _ in held if case.good])
     for damage, (reason, _) in DAMAGE.items():
