@@ -47,7 +47,7 @@ def main() -> None:
                 looks = looks_of(image, found.mask, found.objects, find_runs(found.mask), False)
                 domain = trust.judge(looks.frame).domain
                 sure = trust.sureness(looks.objects)[found.objects["kind"] == Kind.SKYRMION]
-                low, high, _ = trust.interval(sure, domain)
+                low, high, _ = trust.interval(looks.frame, sure, len(looks.objects) - len(sure), domain)
                 rows[cnr].append((domain, low, high, true, found.count or 0))
     for cnr, these in rows.items():
         domain, low, high, true, counted = np.array(these).T

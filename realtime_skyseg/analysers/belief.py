@@ -107,7 +107,8 @@ class SurenessAnalyser(Analyser):
             domain = trust.judge(looks.frame).domain
         sureness = trust.sureness(looks.objects)
         counted = sureness[view.objects["kind"] == Kind.SKYRMION]
-        low, high, expected = trust.interval(counted, domain)
+        stripes = len(sureness) - len(counted)
+        low, high, expected = trust.interval(looks.frame, counted, stripes, domain)
         return {
             "sureness": sureness,
             "count_low": low,

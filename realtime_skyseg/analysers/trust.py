@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 #: Of good images; the other answers are the keys of `training.damage.REASONS`.
 GOOD = "good"
 
+_CNR = FRAME_LOOKS.index("cnr")
+
 #: Standardised looks are cut there: beyond, a linear rule knows nothing.
 _FARTHEST = 6.0
 
@@ -49,7 +51,7 @@ class Trust:
     object_scale: Array  # (g,)
     object_weights: Array  # (2 g,)
     object_offset: float
-    spread: Array  # (4,): variance of the count = [0] + [1] sum p (1 - p) + [2] count + [3] count^2
+    spread: Array  # (5,): variance of the count, see `variance`
     missed: float  # true objects that are not found, as a share of those that are
     quantile: float  # of |true - expected| / root of that variance: for 90 % of the images of a new source
 
@@ -107,25 +109,36 @@ class Trust:
         odds = expanded((looks - self.object_centre) / self.object_scale) @ self.object_weights + self.object_offset
         return np.asarray(1 / (1 + np.exp(-odds)), np.float64)
 
-    def interval(self, sureness: Array, domain: float) -> tuple[float, float, float]:
+    def interval(
+        self, looks: NDArray[np.floating], sureness: Array, stripes: int, domain: float
+    ) -> tuple[float, float, float]:
         """Lowest and highest count that is to be expected in nine of ten images of a new sample, and the likeliest.
 
         Out of range nothing is known: the interval is wider, by the inverse of the domain score.
 
         Args:
+            looks: (f,) of the frame.
             sureness: (n,) of the objects that are counted.
+            stripes: found besides, which noise may break into pieces.
             domain: of the frame, see `judge`.
         """
         n = len(sureness)
         expected = float(sureness.sum()) * (1 + self.missed)
-        half = self.quantile * math.sqrt(self.variance(sureness)) / min(1.0, 2 * max(domain, 0.01))
+        half = self.quantile * math.sqrt(self.variance(looks, sureness, stripes)) / min(1.0, 2 * max(domain, 0.01))
         return max(0.0, math.floor(min(expected - half, n))), math.ceil(max(expected + half, n)), expected
 
-    def variance(self, sureness: Array) -> float:
-        """Of the true count about the expected one; the first term that is no constant is a Poisson binomial's."""
-        n = len(sureness)
-        terms = np.array([1.0, float((sureness * (1 - sureness)).sum()), n, float(n) ** 2])
-        return float(self.spread @ terms)
+    def variance(self, looks: NDArray[np.floating], sureness: Array, stripes: int) -> float:
+        """Of the true count about the expected one."""
+        return float(self.spread @ variance_terms(looks, sureness, stripes))
+
+
+def variance_terms(looks: NDArray[np.floating], sureness: Array, stripes: int) -> Array:
+    """What the variance of a count is linear in: 1, a Poisson binomial's sum p (1 - p), the number of objects, its
+    square, and that in units of contrast to noise.
+    """
+    n = float(len(sureness) + stripes)
+    noise = 10.0 ** -float(looks[_CNR])
+    return np.array([1.0, float((sureness * (1 - sureness)).sum()), n, n**2, (n * noise) ** 2])
 
 
 def expanded(standard: NDArray[np.floating]) -> Array:

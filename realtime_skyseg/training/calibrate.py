@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from torch.nn import functional
 
 from realtime_skyseg.analysers.looks import OBJECT_LOOKS
-from realtime_skyseg.analysers.trust import GOOD, Array, Trust, expanded
+from realtime_skyseg.analysers.trust import GOOD, Array, Trust, expanded, variance_terms
 from realtime_skyseg.errors import SettingsError
 from realtime_skyseg.training.cases import Case
 from realtime_skyseg.training.damage import DAMAGE, REASONS
@@ -66,7 +66,7 @@ def fit(cases: Sequence[Case], on: str, seed: int = 0) -> Trust:
     trust = Trust(
         on, dict(REASONS), centre, scale, of, offsets, axes, known, np.zeros(3), np.ones(3),
         np.zeros(len(OBJECT_LOOKS)), np.ones(len(OBJECT_LOOKS)), np.zeros(2 * len(OBJECT_LOOKS)), 0.0,
-        np.ones(4), 0.0, 1.0,
+        np.ones(5), 0.0, 1.0,
     )  # fmt: skip
     return _fit_counts(_fit_objects(trust, good), good)
 
@@ -115,6 +115,10 @@ def _sureness(trust: Trust, case: Case) -> Array:
     return trust.sureness(case.objects[case.counted])
 
 
+def _stripes(case: Case) -> int:
+    return int((~case.counted).sum())
+
+
 def _fit_counts(trust: Trust, good: Sequence[Case]) -> Trust:
     """How far the true count lies from the expected one."""
     weights = _by_source(good)
@@ -124,21 +128,19 @@ def _fit_counts(trust: Trust, good: Sequence[Case]) -> Trust:
     enough = (total > 3) & (true > 0)
     missed = float(np.median((true / np.maximum(total, 1e-9))[enough])) - 1 if enough.any() else 0.0
     errors = true - total * (1 + missed)
-    n = np.array([len(p) for p in sure], np.float64)
-    doubt = np.array([float((p * (1 - p)).sum()) for p in sure])
+    terms = np.array([variance_terms(case.frame, p, _stripes(case)) for case, p in zip(good, sure, strict=True)])
 
     def spread_of(logs: Array) -> Array:
-        return np.array([np.exp(logs[0]), 1.0, np.exp(logs[1]), np.exp(logs[2])])
+        return np.exp(np.insert(logs, 1, 0.0))  # the Poisson binomial's part is what it is
 
     def loss(logs: Array) -> float:
-        spread = spread_of(logs)
-        scale = np.sqrt(spread[0] + doubt + spread[2] * n + spread[3] * n**2)
+        scale = np.sqrt(terms @ spread_of(logs))
         # Laplace's distribution: a few images are far off, which are not to make all intervals wide.
         return float((weights * (np.log(scale) + np.abs(errors) / scale * 2**0.5)).sum()) + 1e-3 * float(
             (logs**2).sum()
         )
 
-    best = minimize(loss, np.array([0.0, -4.0, -7.0]), method="Nelder-Mead", options={"maxiter": 2000})
+    best = minimize(loss, np.array([0.0, -4.0, -7.0, -5.0]), method="Nelder-Mead", options={"maxiter": 2000})
     trust = replace(trust, missed=missed, spread=spread_of(best.x))
     return replace(trust, quantile=_quantile(count_scores(trust, good), weights, HELD))
 
@@ -148,7 +150,10 @@ def count_scores(trust: Trust, cases: Sequence[Case]) -> Array:
     scores = []
     for case in cases:
         sure = _sureness(trust, case)
-        scores.append(abs(case.true - float(sure.sum()) * (1 + trust.missed)) / np.sqrt(trust.variance(sure)))
+        scores.append(
+            abs(case.true - float(sure.sum()) * (1 + trust.missed))
+            / np.sqrt(trust.variance(case.frame, sure, _stripes(case)))
+        )
     return np.array(scores)
 
 
@@ -249,7 +254,7 @@ def _intervals(trust: Trust, cases: Sequence[Case]) -> dict[str, Any]:
     by_source: dict[str, list[bool]] = {}
     for case in cases:
         if case.good:
-            low, high, _ = trust.interval(_sureness(trust, case), trust.judge(case.frame).domain)
+            low, high, _ = _interval(trust, case)
             inside.append(low <= case.true <= high)
             widths.append(high - low)
             counts.append(case.true)
@@ -262,9 +267,12 @@ def _intervals(trust: Trust, cases: Sequence[Case]) -> dict[str, Any]:
 
 def _relative_width(trust: Trust, case: Case) -> float:
     """Of the interval, which is wider out of range, in units of the count."""
-    sure = _sureness(trust, case)
-    low, high, _ = trust.interval(sure, trust.judge(case.frame).domain)
-    return (high - low) / (len(sure) + 3)
+    low, high, _ = _interval(trust, case)
+    return (high - low) / (int(case.counted.sum()) + 3)
+
+
+def _interval(trust: Trust, case: Case) -> tuple[float, float, float]:
+    return trust.interval(case.frame, _sureness(trust, case), _stripes(case), trust.judge(case.frame).domain)
 
 
 def _selective(scored: list[tuple[Case, float]]) -> dict[str, list[float]]:

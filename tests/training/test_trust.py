@@ -25,6 +25,8 @@ from realtime_skyseg.training.calibrate import auroc, calibrate
 from realtime_skyseg.training.cases import Case
 from realtime_skyseg.training.damage import DAMAGE, REASONS, damaged
 
+LOOKS = np.zeros(len(FRAME_LOOKS))
+
 RECORDING = next((Path(realtime_skyseg_simulator.__file__).parent / "recordings").glob("*.tif"))
 
 
@@ -123,13 +125,13 @@ def test_what_is_learnt_holds_on_folds_left_out(made: tuple[Trust, dict]) -> Non
 def test_an_interval_is_wider_out_of_range(made: tuple[Trust, dict]) -> None:
     trust, _ = made
     sure = np.full(20, 0.9)
-    low, high, expected = trust.interval(sure, 1.0)
+    low, high, expected = trust.interval(LOOKS, sure, 0, 1.0)
     assert low <= 20 <= high
     assert low <= expected <= high
-    wide_low, wide_high, _ = trust.interval(sure, 0.1)
+    wide_low, wide_high, _ = trust.interval(LOOKS, sure, 0, 0.1)
     assert wide_low < low
     assert wide_high > high
-    assert trust.interval(np.zeros(0), 1.0)[0] == 0
+    assert trust.interval(LOOKS, np.zeros(0), 0, 1.0)[0] == 0
 
 
 def test_one_fold_is_too_few() -> None:
@@ -237,7 +239,7 @@ def test_shipped_models_know_their_range(segmenter: sky.Segmenter, image: np.nda
     assert trust.judge(looks.frame).domain > 0.5
     sure = trust.sureness(looks.objects)
     assert sure.mean() > 0.9
-    low, high, _ = trust.interval(sure[found.objects["kind"] == Kind.SKYRMION], 1.0)
+    low, high, _ = trust.interval(looks.frame, sure[found.objects["kind"] == Kind.SKYRMION], found.stripes, 1.0)
     assert low <= found.count <= high
     for kind in ("coarse noise", "smooth noise only", "gradient", "overexposed", "noise of columns", "clouds"):
         judged = trust.judge(look(segmenter, damaged(image, kind, np.random.default_rng(1), 1.0)))
