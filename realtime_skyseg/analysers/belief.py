@@ -22,7 +22,24 @@ class DomainSettings(AnalyserSettings):
     """So many frames in a row out of range, or in range again, make an event."""
 
 
-class DomainAnalyser(Analyser):
+class _OfTrust(Analyser):
+    """Goes by what is known of the model, and says once where nothing is."""
+
+    def __init__(self, settings: AnalyserSettings) -> None:
+        super().__init__(settings)
+        self.reset()
+
+    def reset(self) -> None:
+        """See `Analyser`."""
+        self._told_unknown = False
+
+    def _tell_unknown(self, view: View) -> None:
+        if not self._told_unknown:
+            view.tell("not_calibrated", _UNKNOWN)
+        self._told_unknown = True
+
+
+class DomainAnalyser(_OfTrust):
     """Scores each frame: is it one that the model knows, and why not."""
 
     Settings = DomainSettings
@@ -31,15 +48,11 @@ class DomainAnalyser(Analyser):
         Quantity("focus_px", "f4", np.nan, "px", "width of the skyrmions' borders; larger: out of focus", "frame"),
     )
 
-    def __init__(self, settings: AnalyserSettings) -> None:
-        super().__init__(settings)
-        self.reset()
-
     def reset(self) -> None:
         """See `Analyser`."""
+        super().reset()
         self._outside = False  # as it was told
         self._in_a_row = 0  # frames that are otherwise
-        self._told_unknown = False
         self._judged = 0
         self._reasons: Counter[str] = Counter()
 
@@ -54,9 +67,7 @@ class DomainAnalyser(Analyser):
         assert isinstance(self.settings, DomainSettings)
         looks = view.looks
         if view.trust is None:
-            if not self._told_unknown:
-                view.tell("not_calibrated", _UNKNOWN)
-            self._told_unknown = True
+            self._tell_unknown(view)
             return {"focus_px": looks.focus}
         judgement = view.trust.judge(looks.frame)
         outside = judgement.domain < 0.5
@@ -74,7 +85,7 @@ class DomainAnalyser(Analyser):
         return {"domain": judgement.domain, "focus_px": looks.focus}
 
 
-class SurenessAnalyser(Analyser):
+class SurenessAnalyser(_OfTrust):
     """Says how likely each object is one, and between what the count lies."""
 
     quantities = (
@@ -85,21 +96,11 @@ class SurenessAnalyser(Analyser):
         Quantity("mean_sureness", "f4", np.nan, "", "mean sureness of the skyrmions", "frame"),
     )  # fmt: skip
 
-    def __init__(self, settings: AnalyserSettings) -> None:
-        super().__init__(settings)
-        self.reset()
-
-    def reset(self) -> None:
-        """See `Analyser`."""
-        self._told_unknown = False
-
     def __call__(self, view: View) -> Mapping[str, Any]:
         """See `Analyser`."""
         trust = view.trust
         if trust is None:
-            if not self._told_unknown:
-                view.tell("not_calibrated", _UNKNOWN)
-            self._told_unknown = True
+            self._tell_unknown(view)
             return {}
         looks = view.looks
         domain = view.values.get("domain", math.nan)

@@ -139,14 +139,14 @@ class FramePath:
 
 
 def _rehearse(running: RunningAnalyser) -> None:
-    """Let an analyser see two frames of three skyrmions and a stripe, which nobody is told of."""
+    """Let an analyser see frames of three skyrmions and a stripe, of each kind of numbers, which nobody is told of."""
     mask = np.full((64, 64), Class.BACKGROUND, np.uint8)
     for top, left, tall, wide in ((4, 4, 8, 8), (4, 40, 8, 8), (40, 4, 8, 8), (52, 20, 4, 40)):
         mask[top : top + tall, left : left + wide] = Class.SKYRMION
-    for index in range(2):
+    for index, kind in enumerate((np.uint8, np.uint16, np.float32)):
         found = measure(mask, 10, 2.7)
         values = {"count": float(found.count or 0), "stripes": float(found.stripes or 0), "area_fraction": 0.1}
-        image = (mask * 50).astype(np.uint8)
+        image = (mask * 50).astype(kind)
         view = View(index, float(index), math.nan, image, mask, found.objects, values, None, None)
         with suppress(Exception):  # what it cannot do with these it may do with others
             running.analyser(view)

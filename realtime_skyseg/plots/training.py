@@ -89,7 +89,7 @@ def plot_trust(figures: dict[str, Any], path: Path) -> None:
         axis.barh(places, shares, 0.4, color=colour, label=label)
     axis.set_yticks([len(names) - index for index in range(len(names))], names)
     axis.set(xlabel="share called out of range", xlim=(0, 1), ylim=(0.4, len(names) + 0.6))
-    axis.set_title(f"damaged images; of good ones {figures['false_alarms']:.1%}")
+    axis.set_title(f"damaged images; of good ones counted right {figures['false_alarms']:.1%}")
     axis.legend(loc="lower right")
     save(figure, path)
 
