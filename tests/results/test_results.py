@@ -45,7 +45,7 @@ def polars_at_work() -> None:
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run of the bundled recording, followed by `tracks`, whose size of a pixel is known."""
     made = settings(
-        tmp_path_factory.mktemp("run"), {"path": "bundled", "limit": FRAMES}, analysers={"tracks": {}},
+        tmp_path_factory.mktemp("run"), {"path": "bundled", "limit": FRAMES}, analysers={"tracks": {}, "rare": {}},
         measure={"pixel_size_um": SIZE_UM},
     )  # fmt: skip
     return sky.Service(made).run().run_file
