@@ -47,6 +47,8 @@ class _Seen:
     runs: Runs
     row_of: NDArray[np.int64]  # row in `objects` by component; -1: none
     peak: NDArray[np.float64]  # the largest area that each has had
+    before: "Pairs"  # with the frame before
+    beyond: "Pairs"  # with the one before that, those that overlap
 
 
 class RareAnalyser(Analyser):
@@ -82,18 +84,21 @@ class RareAnalyser(Analyser):
         objects = view.objects
         area = objects["area"].astype(np.int64)
         row_of = rows_of_components(runs, components, area, objects["top"].astype(np.int64))
-        now = _Seen(view.frame, objects, runs, row_of, area.astype(np.float64))
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        now = _Seen(view.frame, objects, runs, row_of, area.astype(np.float64), nothing, nothing)
         self._expect(view)
         if self._seen:
             before = self._seen[-1]
-            for old, new in zip(*_pairs(before, now, self.settings.reach), strict=True):
-                now.peak[new] = max(now.peak[new], before.peak[old])
+            now.before = _pairs(before, now, self.settings.reach)
+            np.maximum.at(now.peak, now.before[1], before.peak[now.before[0]])
+        if len(self._seen) > 1:
+            now.beyond = _pairs(self._seen[-2], now, 0)
         self._seen.append(now)
         self.changes = {}
         if len(self._seen) < 4:
             return {}
-        first, then, here, last = self._seen
-        found = self.changes = _changes(first, then, here, last, self.settings.reach, self.settings.border)
+        _, then, here, last = self._seen
+        found = self.changes = _changes(then, here, last, self.settings.border)
         for what, places in found.items():
             if len(places) and what != "collapsed":
                 shown = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in places[:_PLACES])
@@ -124,27 +129,25 @@ class RareAnalyser(Analyser):
         self._held.append((low, high, domain))
 
 
-def _changes(
-    first: _Seen, then: _Seen, here: _Seen, last: _Seen, reach: float, border: bool
-) -> dict[str, list[tuple[float, float]]]:
+def _changes(then: _Seen, here: _Seen, last: _Seen, border: bool) -> dict[str, list[tuple[float, float]]]:
     """Where something has changed between the second and the third of four frames, and was settled before and after."""
-    middle, before, after = _pairs(then, here, reach), _pairs(first, then, reach), _pairs(here, last, reach)
+    middle, before, after = here.before, then.before, last.before
     n_then, n_here = len(then.objects), len(here.objects)
     old, new = np.bincount(middle[0], minlength=n_then), np.bincount(middle[1], minlength=n_here)
     steady_then = np.bincount(before[1], minlength=n_then) > 0
     steady_here = np.bincount(after[0], minlength=n_here) > 0
     # What was missed in a single frame is there in the one beyond.
-    back = np.bincount(_pairs(first, here, 0)[1], minlength=n_here) > 0
-    again = np.bincount(_pairs(then, last, 0)[0], minlength=n_then) > 0
+    back = np.bincount(here.beyond[1], minlength=n_here) > 0
+    again = np.bincount(last.beyond[0], minlength=n_then) > 0
     came, went = (new == 0) & steady_here & ~back, (old == 0) & steady_then & ~again
     if not border:
         came &= here.objects["border"] == 0
         went &= then.objects["border"] == 0
     collapsed = went & (then.objects["area"] < _SHRUNK * then.peak)
     merged = [one for one in np.flatnonzero(new > 1) if _apart(before, middle[0][middle[1] == one], 1)
-              and _together(_pairs(then, last, 0), middle[0][middle[1] == one])]  # fmt: skip
+              and _together(last.beyond, middle[0][middle[1] == one])]  # fmt: skip
     split = [one for one in np.flatnonzero(old > 1) if _apart(after, middle[1][middle[0] == one], 0)
-             and _together(_pairs(first, here, 0)[::-1], middle[1][middle[0] == one])]  # fmt: skip
+             and _together(here.beyond[::-1], middle[1][middle[0] == one])]  # fmt: skip
     return {
         "nucleated": _places(here.objects[came]),
         "annihilated": _places(then.objects[went]),
