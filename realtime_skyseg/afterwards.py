@@ -18,7 +18,7 @@ from realtime_skyseg.errors import ModelError, RunFileUnusableError, SettingsErr
 from realtime_skyseg.preparation import Preparation
 from realtime_skyseg.quantities import Columns
 from realtime_skyseg.records import FRAME_QUANTITIES, OBJECT_DTYPE, OBJECT_QUANTITIES, Image, Objects, Skipped
-from realtime_skyseg.segmentation import Model, load_model, shipped_models
+from realtime_skyseg.segmentation import load_model, shipped_models
 from realtime_skyseg.storage import Run
 
 #: Called with how many frames are done, and of how many.
@@ -144,15 +144,16 @@ def views(
 def _trust_of(run: Run) -> Trust | None:
     """How far the results of the run's own weights can be believed; None: nobody knows, or they are not at hand."""
     try:
-        model = _model_of(run)
+        model = _segmenter_of_run(run).model
     except (SettingsError, ModelError):
         return None
     return Trust.of(model.trust) if model.sha256 == run.provenance["weights_sha256"] else None
 
 
-def _model_of(run: Run) -> Model:
+def _segmenter_of_run(run: Run) -> Segmenter:
+    """With the run's own settings; of its own weights, if they are at hand."""
     tree = {"camera": {"driver": "replay", "path": "bundled"}, "analysis": run.config.get("analysis", {})}
-    return segmenter_of(validate(tree), run.provenance["weights_sha256"]).model
+    return segmenter_of(validate(tree), run.provenance["weights_sha256"])
 
 
 def _plain(objects: Objects) -> Objects:
@@ -187,9 +188,8 @@ def _outputs(run: Run, running: list[RunningAnalyser]) -> Callable[[bool, str, I
     """Of the run's own network, if an analyser needs it."""
     if not any(set(NETWORK_OUTPUTS) & one.analyser.needs for one in running):
         return None
-    tree = {"camera": {"driver": "replay", "path": "bundled"}, "analysis": run.config.get("analysis", {})}
     told = run.provenance["weights_sha256"]
-    segmenter = segmenter_of(validate(tree), told)
+    segmenter = _segmenter_of_run(run)
     if segmenter.model.sha256 != told:
         raise RunFileUnusableError(
             f"run file '{run.path}' was analysed with other weights ({told[:16]}...) than '{segmenter.model.name}' has "
